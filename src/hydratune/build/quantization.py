@@ -1,0 +1,33 @@
+"""conf/quantization -> transformers.BitsAndBytesConfig."""
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from hydratune.config.schema import QuantizationConf
+
+
+def build_quantization(conf: QuantizationConf, compute_dtype: str) -> BitsAndBytesConfig | None:
+    """None for kind=none; `compute_dtype` is the settled dtype of 4-bit layers' products."""
+    if conf.kind == "none":
+        return None
+    if conf.kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=conf.kind,
+        bnb_4bit_use_double_quant=conf.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+    )
+
+
+def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at the first no-grad forward.
+
+    On CPUs with AVX512-BF16 it repacks them in place, and every later backward, dequantize or state_dict
+    reads the packed bytes as if they were not: gradients point nowhere, and only a warning tells.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

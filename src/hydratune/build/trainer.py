@@ -1,0 +1,41 @@
+"""conf/trainer -> trl.SFTConfig."""
+
+from pathlib import Path
+
+from trl import SFTConfig
+
+from hydratune.build.hardware import Hardware
+from hydratune.config.schema import Config
+
+
+def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> SFTConfig:
+    """Arguments of SFTTrainer over rows that carry `input_ids` and `labels` already."""
+    t = config.trainer
+    return SFTConfig(
+        output_dir=str(output_dir),
+        run_name=config.name,
+        seed=config.seed,
+        max_length=t.max_length,
+        max_steps=t.max_steps,
+        num_train_epochs=t.num_train_epochs,
+        per_device_train_batch_size=t.per_device_train_batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.lr_scheduler_type,
+        warmup_steps=t.warmup_steps,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        optim=hardware.optim,
+        bf16=hardware.precision == "bfloat16",
+        fp16=hardware.precision == "float16",
+        use_cpu=hardware.device == "cpu",
+        gradient_checkpointing=t.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
+        logging_steps=t.logging_steps,
+        save_steps=t.save_steps,
+        save_total_limit=t.save_total_limit,
+        report_to=["wandb"] if config.tracking.kind == "wandb" else [],
+        disable_tqdm=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **t.extra,
+    )

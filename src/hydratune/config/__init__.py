@@ -1,0 +1,1 @@
+"""Types, rules and loading of the configuration. Light: imports no torch."""

@@ -1,0 +1,96 @@
+"""Rules that the configuration alone can break: choices, ranges, and what spans groups."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydratune.config.schema import STAGES, Config
+
+# a library's option -> the key of ours that owns it
+OWNED = {
+    "output_dir": "run_dir", "seed": "seed", "data_seed": "seed", "report_to": "tracking.kind", "run_name": "name",
+    "bf16": "trainer.precision", "fp16": "trainer.precision", "assistant_only_loss": "data.loss",
+    "completion_only_loss": "data.loss", "use_cpu": "the machine", "disable_tqdm": "the terminal",
+    "model_init_kwargs": "model", "dataset_kwargs": "data", "quantization_config": "quantization",
+    "torch_dtype": "model.dtype", "pretrained_model_name_or_path": "model.name_or_path", "task_type": "lora",
+}  # fmt: skip
+
+
+def suggestion(word: str, names: list[str]) -> str:
+    """' (did you mean X?)' for the nearest of `names`, or ''."""
+    near = difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def broken_rules(config: Config) -> list[str]:
+    """Every sentence that applies; an empty list is a sound configuration."""
+    return [*_choices(config, ""), *_ranges(config), *_owners(config), *_across_groups(config)]
+
+
+def _choices(node: Any, prefix: str) -> Iterator[str]:
+    for f in fields(node):
+        value, allowed = getattr(node, f.name), f.metadata.get("choices")
+        if is_dataclass(value):
+            yield from _choices(value, f"{prefix}{f.name}.")
+        elif allowed and value not in allowed:
+            near = suggestion(value, list(allowed))
+            yield f"{prefix}{f.name} is one of {', '.join(allowed)}, found {value!r}{near}."
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    t, lora = config.trainer, config.lora
+    positive = {
+        "lora.r": lora.r, "lora.lora_alpha": lora.lora_alpha, "trainer.max_length": t.max_length,
+        "trainer.per_device_train_batch_size": t.per_device_train_batch_size,
+        "trainer.gradient_accumulation_steps": t.gradient_accumulation_steps,
+        "trainer.learning_rate": t.learning_rate, "trainer.logging_steps": t.logging_steps,
+        "trainer.save_steps": t.save_steps, "benchmark.batch_size": config.benchmark.batch_size,
+        "generate.max_new_tokens": config.generate.max_new_tokens,
+    }  # fmt: skip
+    yield from (f"{key} must be above 0, found {value}." for key, value in positive.items() if not value > 0)
+    if not 0 <= lora.lora_dropout < 1:
+        yield f"lora.lora_dropout is a probability, at least 0 and below 1, found {lora.lora_dropout}."
+    if t.max_steps <= 0 and t.max_steps != -1:
+        yield f"trainer.max_steps is above 0, or -1 for whole epochs, found {t.max_steps}."
+    if t.max_steps == -1 and t.num_train_epochs <= 0:
+        yield f"trainer.num_train_epochs must be above 0, found {t.num_train_epochs}."
+
+
+def _owners(config: Config) -> Iterator[str]:
+    groups = {"model": config.model, "lora": config.lora, "trainer": config.trainer}
+    for name, group in groups.items():
+        own = [f.name for f in fields(group)]
+        for key in group.extra:
+            if key in own:
+                yield f"{name}.extra.{key} has a field of its own: set {name}.{key}."
+            elif key in OWNED:
+                yield f"{name}.extra.{key} belongs to {OWNED[key]}: set it there."
+
+
+def _across_groups(config: Config) -> Iterator[str]:
+    for stage in config.stages:
+        if stage not in STAGES:
+            near = suggestion(stage, list(STAGES))
+            yield f"stages takes {', '.join(STAGES)}, found {stage!r}{near}."
+    if not config.stages:
+        yield f"stages is empty: name at least one of {', '.join(STAGES)}."
+    q, lora, m = config.quantization, config.lora, config.model
+    if q.kind != "none" and lora.kind == "none":
+        yield (
+            f"quantization={q.kind} freezes the base weights, so it needs an adapter: "
+            "set lora=all_linear, or quantization=none."
+        )
+    if q.bnb_4bit_use_double_quant and q.kind not in ("nf4", "fp4"):
+        yield f"quantization.bnb_4bit_use_double_quant needs 4-bit weights, found kind={q.kind}: set quantization=nf4_double."
+    if config.merge.base == "dequantized" and q.kind == "none":
+        yield "merge.base=dequantized needs a quantized base, found quantization=none: set merge.base=original."
+    if m.name_or_path is None and m.package is None:
+        yield "No model is named: set model.name_or_path=DIR (a folder or a hub id), or model=demo."
+    if m.package and not m.gguf_file:
+        yield "model.package needs model.gguf_file, the name of the file in that package."
+    if config.data.path is None and {"prepare", "train"} & set(config.stages):
+        yield "No data is named: set data.path=FILE, or data=demo."
+    for name in config.benchmark.models:
+        if name not in ("base", "adapter", "merged"):
+            yield f"benchmark.models takes base, adapter, merged, found {name!r}."

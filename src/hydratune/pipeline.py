@@ -1,0 +1,96 @@
+"""Run the named stages in order; what has a receipt is skipped."""
+
+import importlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hydratune.config.schema import STAGES, Config, ConfigError
+from hydratune.run import receipt
+from hydratune.run.console import quiet, say
+from hydratune.run.layout import RunDir, write_atomically, write_json
+from hydratune.run.table import comparison_table
+
+NEEDS = {"train": ["prepare"], "merge": ["train"], "evaluate": ["train"], "generate": ["train"]}
+
+
+def run(config: Config, typed: list[str]) -> float | None:
+    """Run `config.stages` in the run directory. Returns the last training loss."""
+    assert config.run_dir
+    run_dir = RunDir(Path(config.run_dir).resolve())
+    check_inputs(config, run_dir)
+    run_dir.root.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir.config, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+    write_atomically(run_dir.overrides, yaml.safe_dump(typed))
+    say(f"run directory: {config.run_dir}")
+    for stage in config.stages:
+        _run_stage(stage, config, run_dir)
+    metrics = _collect(run_dir)
+    comparison = run_dir.benchmark / "comparison.json"
+    if "evaluate" in config.stages and comparison.is_file():
+        say("\n" + comparison_table(json.loads(comparison.read_text())))
+    say(f"\nrun directory: {config.run_dir}")
+    return metrics.get("train/loss")
+
+
+def check_inputs(config: Config, run_dir: RunDir) -> None:
+    """Refuse a stage whose input is missing, and a typed stage that has nothing to do."""
+    wrong = []
+    for stage in config.stages:
+        for need in NEEDS.get(stage, []):
+            if need not in config.stages and receipt.read(run_dir, need) is None:
+                wrong.append(f"{stage} needs {need}: set stages=[{need},{stage}].")
+        reason = nothing_to_do(stage, config)
+        if reason and config.stages != list(STAGES):
+            wrong.append(f"stage {stage} was asked for, but has nothing to do: {reason}.")
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def nothing_to_do(stage: str, config: Config) -> str | None:
+    """Why `stage` has no work under this configuration, or None."""
+    if stage == "merge" and config.lora.kind == "none":
+        return "lora=none trains the whole model, and train writes merged/ itself"
+    if stage == "evaluate" and not config.benchmark.tasks:
+        return "benchmark=none; set benchmark=demo, or benchmark.tasks=[...]"
+    if stage == "generate" and not config.generate.prompts:
+        return "generate.prompts is empty"
+    return None
+
+
+def _key(stage: str, config: Config) -> Any:
+    """What a finished stage depends on besides the trained settings, which never change in a run directory."""
+    return asdict(getattr(config, {"evaluate": "benchmark", "generate": "generate"}[stage])) if stage in (
+        "evaluate", "generate") else None  # fmt: skip
+
+
+def _run_stage(stage: str, config: Config, run_dir: RunDir) -> None:
+    key = _key(stage, config)
+    done = receipt.read(run_dir, stage)
+    if done and done["key"] == key:
+        say(f"{stage:9} {done['status']}: already finished, skipped")
+        return
+    reason = nothing_to_do(stage, config)
+    if reason:
+        receipt.write(run_dir, stage, f"skipped: {reason}", 0, {}, key)
+        say(f"{stage:9} skipped: {reason}")
+        return
+    say(f"{stage:9} …")
+    start = time.monotonic()
+    with quiet(run_dir.log):
+        metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir)
+    seconds = time.monotonic() - start
+    receipt.write(run_dir, stage, "done", seconds, metrics, key)
+    say(f"{stage:9} done in {seconds:.0f} s")
+
+
+def _collect(run_dir: RunDir) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for stage in STAGES:
+        metrics |= (receipt.read(run_dir, stage) or {}).get("metrics", {})
+    write_json(run_dir.metrics, metrics)
+    return metrics

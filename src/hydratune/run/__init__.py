@@ -1,0 +1,1 @@
+"""Run directories, receipts and what is shown to the user. Light: imports no torch."""

@@ -1,0 +1,48 @@
+"""What the user sees. The libraries' own output goes to the run's log file."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+_screen: TextIO = sys.stdout
+
+
+def say(text: str = "") -> None:
+    """A line on the user's screen, also while the libraries are quiet."""
+    print(text, file=_screen, flush=True)
+
+
+def progress(text: str, last: bool = False) -> None:
+    """A line that the next one overwrites on a terminal; a plain line elsewhere."""
+    if _screen.isatty():
+        _screen.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+        _screen.flush()
+    else:
+        say(text)
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2, which C libraries write to as well, to `log`; `say` keeps the screen."""
+    global _screen
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    _screen = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        os.close(kept[0])
+        os.close(kept[1])
+        _screen.close()
+        _screen = sys.stdout

@@ -1,0 +1,85 @@
+"""The run directory: every path by name, and files written whole or not at all."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Temporary name, fsync, rename: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As write_atomically, for a JSON value; numpy scalars become plain numbers."""
+    plain = lambda v: v.item() if hasattr(v, "item") else str(v)  # noqa: E731
+    write_atomically(path, json.dumps(value, indent=2, default=plain, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run on disk."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, YAML."""
+        return self.root / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """What was typed, YAML."""
+        return self.root / ".hydra" / "overrides.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trainer's own."""
+        return self.root / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """PEFT adapter and tokenizer."""
+        return self.root / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """A plain transformers folder."""
+        return self.root / "merged"
+
+    @property
+    def benchmark(self) -> Path:
+        """base.json, adapter.json, merged.json, comparison.json."""
+        return self.root / "benchmark"
+
+    @property
+    def samples(self) -> Path:
+        """A generated text a line."""
+        return self.root / "samples.jsonl"
+
+    @property
+    def train_log(self) -> Path:
+        """A logged step a line."""
+        return self.root / "train_log.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the libraries print."""
+        return self.root / "run.log"
+
+    @property
+    def metrics(self) -> Path:
+        """All metrics, flat."""
+        return self.root / "metrics.json"
+
+    def receipt(self, stage: str) -> Path:
+        """The file that says that `stage` is finished."""
+        return self.root / "receipts" / f"{stage}.json"

@@ -1,0 +1,111 @@
+"""lm-eval on base, adapter and merged model, compared document by document."""
+
+import gc
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from scipy import stats
+from transformers import AutoModelForCausalLM
+
+from hydratune.build.data import DEMO
+from hydratune.build.hardware import resolve
+from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.config.load import cache_dir
+from hydratune.config.schema import BenchmarkConf, Config
+from hydratune.run.console import say
+from hydratune.run.layout import RunDir, write_json
+from hydratune.stages.merge import adapter_model
+
+
+def task_manager(conf: BenchmarkConf) -> TaskManager:
+    """Only the user's folder where one is named: reading lm-eval's own 14,000 names takes 10 s."""
+    if conf.include_path is None:
+        return TaskManager()
+    folder = DEMO if conf.include_path == "demo" else Path(conf.include_path)
+    known = TaskManager(include_path=str(folder), include_defaults=False)
+    return known if set(conf.tasks) <= set(known.all_tasks) else TaskManager(include_path=str(folder))
+
+
+def run(config: Config, run: RunDir) -> dict[str, Any]:
+    """Writes benchmark/<model>.json and comparison.json. Metrics: <model>/<task>/<metric>."""
+    conf, hardware = config.benchmark, resolve(config)
+    source = model_source(config.model, cache_dir(config))
+    tokenizer = load_tokenizer(config.model, source)
+    os.environ.setdefault("LM_HARNESS_CACHE_PATH", str(cache_dir(config) / "lm_eval"))
+    results: dict[str, dict[str, Any]] = {}
+    names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
+    for name in names:
+        say(f"  {name}")
+        if name == "base":
+            model = load_model(config.model, source, hardware)
+        elif name == "adapter":
+            model = adapter_model(config, run, hardware, source)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(str(run.merged), dtype=hardware.dtype).to(
+                hardware.device
+            )
+        results[name] = simple_evaluate(
+            model=HFLM(
+                pretrained=model.eval(), tokenizer=tokenizer, batch_size=conf.batch_size,
+                max_length=min(config.trainer.max_length * 4, getattr(model.config, "max_position_embeddings", 2048)),
+            ),
+            tasks=list(conf.tasks), task_manager=task_manager(conf), limit=conf.limit, num_fewshot=conf.num_fewshot,
+            apply_chat_template=conf.apply_chat_template, log_samples=True, bootstrap_iters=0,
+            random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
+        )  # fmt: skip
+        write_json(run.benchmark / f"{name}.json", results[name])
+        del model
+        gc.collect()
+    rows = [row for task in results[names[0]]["samples"] for row in compare(task, results)]
+    write_json(run.benchmark / "comparison.json", rows)
+    metrics = {f"{row['model']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
+    return metrics | {f"{row['model']}/{row['task']}/{row['metric']}_stderr": row["stderr"] for row in rows}
+
+
+def compare(task: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each model and per-document metric of `task`, with the paired difference from base.
+
+    The standard error of the difference is that of the mean of paired differences; the verdict is a two-sided
+    paired t-test at 5 %, or "not distinguishable".
+    """
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for model, result in results.items():
+        for sample in result["samples"][task]:
+            for metric in sample.get("metrics", ["acc"]):
+                if isinstance(sample.get(metric), (int, float)):
+                    scores.setdefault(metric, {}).setdefault(model, {})[sample["doc_id"]] = float(
+                        sample[metric]
+                    )
+    rows = []
+    for metric, by_model in scores.items():
+        base = by_model.get("base")
+        for model, by_doc in by_model.items():
+            values = list(by_doc.values())
+            row = {"task": task, "metric": metric, "model": model, "n": len(values), **_mean(values)}
+            if base and model != "base" and base.keys() == by_doc.keys():
+                paired = _mean([by_doc[doc] - base[doc] for doc in base])
+                row |= {"difference": paired["value"], "difference_stderr": paired["stderr"]}
+                row["verdict"] = _verdict(paired, len(base))
+            rows.append(row)
+    return rows
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else math.nan
+    return {"value": mean, "stderr": math.sqrt(variance / n)}
+
+
+def _verdict(paired: dict[str, float], n: int) -> str:
+    if n < 2 or paired["stderr"] == 0:
+        return "not distinguishable" if n < 2 or paired["value"] == 0 else "differs on every document alike"
+    p = 2 * stats.t.sf(abs(paired["value"]) / paired["stderr"], n - 1)
+    if p >= 0.05:
+        return "not distinguishable"
+    return "better" if paired["value"] > 0 else "worse"

@@ -1,0 +1,56 @@
+"""Answers of base and tuned model, side by side."""
+
+import json
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+
+from hydratune.build.hardware import resolve
+from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.config.load import cache_dir
+from hydratune.config.schema import Config
+from hydratune.run.console import say
+from hydratune.run.layout import RunDir, write_atomically
+
+
+def run(config: Config, run: RunDir) -> dict[str, Any]:
+    """Writes samples.jsonl: {"prompt", "base", "tuned"} a line."""
+    conf, hardware = config.generate, resolve(config)
+    source = model_source(config.model, cache_dir(config))
+    tokenizer = load_tokenizer(config.model, source)
+    merged = AutoModelForCausalLM.from_pretrained(str(run.merged), dtype=hardware.dtype).to(hardware.device)
+    answers = {
+        "base": _answers(config, load_model(config.model, source, hardware), tokenizer),
+        "tuned": _answers(config, merged, tokenizer),
+    }
+    lines = []
+    for prompt, base, tuned in zip(conf.prompts, answers["base"], answers["tuned"], strict=True):
+        lines.append(json.dumps({"prompt": prompt, "base": base, "tuned": tuned}, ensure_ascii=False))
+        say(f"  {prompt}\n    base:  {base}\n    tuned: {tuned}")
+    write_atomically(run.samples, "\n".join(lines) + "\n")
+    return {"generate/prompts": len(lines)}
+
+
+@torch.no_grad()
+def _answers(config: Config, model: Any, tokenizer: Any) -> list[str]:
+    conf = config.generate
+    set_seed(config.seed)
+    sampling = {"temperature": conf.temperature, "top_p": conf.top_p} if conf.do_sample else {}
+    texts = []
+    for prompt in conf.prompts:
+        if conf.apply_chat_template:
+            turns = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        else:
+            text = prompt
+        twice = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        batch = tokenizer(text, add_special_tokens=not twice, return_tensors="pt").to(model.device)
+        out = model.eval().generate(
+            **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **sampling,
+        )  # fmt: skip
+        texts.append(
+            tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        )
+    return texts

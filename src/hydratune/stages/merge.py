@@ -1,0 +1,102 @@
+"""Merge the adapter into a plain transformers folder, onto the base that it was trained against."""
+
+import os
+import shutil
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hydratune.build.data import build_tokens, load_tokens
+from hydratune.build.hardware import Hardware, resolve
+from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.config.load import cache_dir
+from hydratune.config.schema import Config, RunError
+from hydratune.run.console import say
+from hydratune.run.layout import RunDir, write_json
+
+
+def adapter_model(config: Config, run: RunDir, hardware: Hardware, source: str) -> PreTrainedModel:
+    """The model as it was trained: quantized base and adapter."""
+    base = load_model(
+        config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
+    )
+    keep_gradients_on_cpu(base)
+    return PeftModel.from_pretrained(base, str(run.adapter)).eval()
+
+
+def _put_dequantized(plain: PreTrainedModel, quantized: PreTrainedModel) -> None:
+    """Copy the values that the quantized layers stand for into `plain`."""
+    target = dict(plain.named_modules())
+    for name, module in quantized.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            raise RunError("merge.base=dequantized takes 4-bit bases: set merge.base=original for int8.")
+        else:
+            continue
+        target[name].weight.data.copy_(weight)
+
+
+def run(config: Config, run: RunDir) -> dict[str, Any]:
+    """Writes merged/, whole or not at all. Metrics: KL divergence (nats) and greatest logit difference."""
+    hardware = resolve(config)
+    cache = cache_dir(config)
+    source = model_source(config.model, cache)
+    kind = config.quantization.kind
+    base = config.merge.base
+    if base == "auto":
+        base = "dequantized" if kind in ("nf4", "fp4") else "original"
+    say(f"  onto the {base} base")
+    plain = AutoModelForCausalLM.from_pretrained(source, revision=config.model.revision, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(source, revision=config.model.revision, dtype="auto").dtype
+    if base == "dequantized":
+        quantized = load_model(
+            config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
+        )
+        _put_dequantized(plain, quantized)
+        del quantized
+    merged = PeftModel.from_pretrained(plain, str(run.adapter)).merge_and_unload()
+    dtype = stored if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)
+    metrics: dict[str, Any] = {}
+    building = run.root / f".merged.{os.getpid()}"
+    merged.to(dtype).save_pretrained(building)
+    load_tokenizer(config.model, source).save_pretrained(building)
+    if config.merge.verify:
+        metrics = _verify(config, run, hardware, source, str(building))
+    shutil.rmtree(run.merged, ignore_errors=True)
+    building.rename(run.merged)
+    return metrics
+
+
+@torch.no_grad()
+def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged: str) -> dict[str, Any]:
+    """Adapter model against the merged folder loaded afresh, on 8 training rows, in float32."""
+    tokenizer = load_tokenizer(config.model, source)
+    rows = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache_dir(config)))
+    trained = adapter_model(config, run, hardware, source)
+    fresh = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(trained.device).eval()
+    divergences, differences = [], []
+    for ids in rows["input_ids"][:8]:
+        batch = torch.tensor([ids], device=trained.device)
+        a, b = trained(batch).logits.float(), fresh(batch).logits.float()
+        differences.append((a - b).abs().max().item())
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        divergences.append((p.exp() * (p - q)).sum(-1).mean().item())
+    report = {"merge/kl": sum(divergences) / len(divergences), "merge/max_logit_difference": max(differences)}
+    write_json(
+        run.root / "merge_report.json",
+        {**report, "tolerance": config.merge.tolerance, "rows": len(differences)},
+    )
+    say(
+        f"  against the trained model: KL {report['merge/kl']:.1e}, logits within {report['merge/max_logit_difference']:.1e}"
+    )
+    if report["merge/kl"] > config.merge.tolerance:
+        raise RunError(
+            f"The merged model is not the one that was trained: KL {report['merge/kl']:.2g} is over merge.tolerance="
+            f"{config.merge.tolerance}. Set merge.base=dequantized, or merge.dtype=float32."
+        )
+    return report

@@ -1,0 +1,127 @@
+"""Train with trl's SFTTrainer on the prepared tokens; goes on from the last checkpoint."""
+
+import json
+import math
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+
+from hydratune.build.data import build_tokens, load_tokens
+from hydratune.build.hardware import Hardware, resolve
+from hydratune.build.lora import build_lora
+from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.build.tracking import set_up_tracking
+from hydratune.build.trainer import build_trainer_args
+from hydratune.config.load import cache_dir
+from hydratune.config.schema import Config, RunError
+from hydratune.run.console import progress, say
+from hydratune.run.layout import RunDir, write_atomically
+
+
+class _Progress(TrainerCallback):
+    """train_log.jsonl and the screen, each step once; a signal saves at the end of the step."""
+
+    def __init__(self, run: RunDir, say_every: int) -> None:
+        self.run, self.say_every, self.signal, self.began = run, say_every, 0, time.monotonic()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise RunError(
+                f"The loss is {logs['loss']} at step {state.global_step}: lower trainer.learning_rate."
+            )
+        lines = self.run.train_log.read_text().splitlines() if self.run.train_log.is_file() else []
+        lines = [line for line in lines if json.loads(line)["step"] < state.global_step]
+        lines.append(json.dumps({"step": state.global_step, **logs}))
+        write_atomically(self.run.train_log, "\n".join(lines) + "\n")
+        if state.global_step % self.say_every == 0 or state.global_step in (1, state.max_steps):
+            pace = (time.monotonic() - self.began) / max(1, state.global_step - self.first)
+            left = pace * (state.max_steps - state.global_step)
+            progress(
+                f"  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
+                f"lr {logs['learning_rate']:.2e}  {left:.0f} s left",
+                last=state.global_step == state.max_steps,
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.first, self.began = state.global_step, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.signal:
+            control.should_save = control.should_training_stop = True
+
+    def handle(self, number: int, _frame: Any) -> None:
+        if self.signal and number == signal.SIGINT:
+            sys.exit(130)
+        self.signal = number
+
+
+def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer:
+    """The model in its settled form, in a trainer that has not started."""
+    set_seed(config.seed)
+    set_up_tracking(config.tracking, run.root)
+    cache = cache_dir(config)
+    source = model_source(config.model, cache)
+    tokenizer = load_tokenizer(config.model, source)
+    tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))
+    model = load_model(
+        config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
+    )
+    keep_gradients_on_cpu(model)
+    if config.quantization.kind != "none":
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=False
+        )  # the trainer switches checkpointing on itself
+    trainer = SFTTrainer(
+        model=model,
+        args=build_trainer_args(config, hardware, run.checkpoints),
+        train_dataset=tokens,
+        processing_class=tokenizer,
+        peft_config=build_lora(config.lora),
+    )
+    if hardware.precision != "bfloat16":
+        # trl casts the adapter of a quantized model to bfloat16 whatever the precision is; fp16's loss
+        # scaling needs float32 weights, and float32 training should keep what it learns
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+    return trainer
+
+
+def run(config: Config, run: RunDir) -> dict[str, Any]:
+    """Writes adapter/ (or merged/ with lora=none). Metrics: last loss, steps, seconds a step."""
+    trainer = build_trainer(config, run, resolve(config))
+    watcher = _Progress(run, 1 if sys.stdout.isatty() else 5)
+    trainer.add_callback(watcher)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, watcher.handle)
+    last = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    if last:
+        say(f"  going on from {last.rpartition('/')[2]}")
+    result = trainer.train(resume_from_checkpoint=last)
+    state = trainer.state
+    if watcher.signal and state.global_step < state.max_steps:
+        say(
+            f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on"
+        )
+        sys.exit(75)
+    target = run.merged if config.lora.kind == "none" else run.adapter
+    trainer.save_model(str(target))
+    trainer.processing_class.save_pretrained(target)
+    losses = [row["loss"] for row in state.log_history if "loss" in row]
+    return {
+        "train/loss": losses[-1] if losses else result.training_loss,
+        "train/steps": state.global_step,
+        "train/seconds": round(time.monotonic() - watcher.began, 1),
+    }
