@@ -21,9 +21,7 @@ def messages(row: dict[str, Any], column: str) -> list[dict[str, str]]:
         if turn["role"] not in ROLES:
             raise ValueError(f"a role is one of {', '.join(ROLES)}, found {turn['role']!r}")
         if not isinstance(turn["content"], str) or not turn["content"].strip():
-            raise ValueError(
-                f"the content of a message is text that is not empty, found {turn['content']!r:.60}"
-            )
+            raise ValueError(f"the content of a message is text that is not empty, found {turn['content']!r:.60}")
     if turns[-1]["role"] != "assistant":
         raise ValueError(f"the last message must be the assistant's, found {turns[-1]['role']!r}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

@@ -22,7 +22,6 @@ def run(config: Config, typed: list[str]) -> float | None:
     """Run `config.stages` in the run directory. Returns the last training loss."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
-    check_inputs(config, run_dir)
     run_dir.root.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir.config, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
     write_atomically(run_dir.overrides, yaml.safe_dump(typed))
@@ -37,8 +36,10 @@ def run(config: Config, typed: list[str]) -> float | None:
     return metrics.get("train/loss")
 
 
-def check_inputs(config: Config, run_dir: RunDir) -> None:
+def check_inputs(config: Config) -> None:
     """Refuse a stage whose input is missing, and a typed stage that has nothing to do."""
+    assert config.run_dir
+    run_dir = RunDir(Path(config.run_dir))
     wrong = []
     for stage in config.stages:
         for need in NEEDS.get(stage, []):

@@ -74,7 +74,7 @@ def tokenize(
     """
 
     def render(part: list[dict[str, str]], prompt: bool = False) -> str:
-        return tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
+        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt))
 
     whole = render(turns)
     spans = [(0, len(whole))]
@@ -86,17 +86,14 @@ def tokenize(
         for i in answers:
             before, after = render(turns[:i], prompt=True), render(turns[: i + 1])
             if not (whole.startswith(before) and whole.startswith(after)):
-                raise ValueError(
-                    "the chat template renders a turn differently once others follow; set data.loss=all"
-                )
+                raise ValueError("the chat template renders a turn differently once others follow; set data.loss=all")
             spans.append((len(before), len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     bos = tokenizer.bos_token_id
     starts = [start for start, _ in encoded["offset_mapping"]]
     labels = [
-        token if any(a <= start < b for a, b in spans) else -100
-        for token, start in zip(ids, starts, strict=True)
+        token if any(a <= start < b for a, b in spans) else -100 for token, start in zip(ids, starts, strict=True)
     ]
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     if adds_bos and ids[:1] != [bos]:

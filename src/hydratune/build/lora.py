@@ -1,5 +1,7 @@
 """conf/lora -> peft.LoraConfig."""
 
+from typing import Any, cast
+
 from peft import LoraConfig
 
 from hydratune.config.schema import LoraConf
@@ -12,10 +14,10 @@ def build_lora(conf: LoraConf) -> LoraConfig | None:
     targets = conf.target_modules
     return LoraConfig(
         r=conf.r,
-        lora_alpha=conf.lora_alpha if conf.lora_alpha % 1 else int(conf.lora_alpha),
+        lora_alpha=conf.lora_alpha,
         lora_dropout=conf.lora_dropout,
         target_modules=list(targets) if isinstance(targets, list) else targets,
-        bias=conf.bias,
+        bias=cast(Any, conf.bias),
         use_rslora=conf.use_rslora,
         task_type="CAUSAL_LM",
         **conf.extra,

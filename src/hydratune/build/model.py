@@ -65,7 +65,7 @@ def _convert(path: Path, target: Path) -> None:
     # the weights are dequantized by now, but save_pretrained still sees the marks of the GGUF
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     model.save_pretrained(building)
     AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(building)
     try:
@@ -81,22 +81,16 @@ def load_tokenizer(conf: ModelConf, source: str) -> PreTrainedTokenizerBase:
             source, revision=conf.revision, trust_remote_code=conf.trust_remote_code
         )
     except OSError as error:
-        raise ConfigError(
-            f"No tokenizer could be loaded from {source}: {str(error).splitlines()[0]}"
-        ) from None
+        raise ConfigError(f"No tokenizer could be loaded from {source}: {str(error).splitlines()[0]}") from None
     if conf.chat_template:
         ours = TEMPLATES / f"{conf.chat_template}.jinja"
         path = ours if ours.is_file() else Path(conf.chat_template)
         if not path.is_file():
             names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-            raise ConfigError(
-                f"model.chat_template={conf.chat_template} is neither a file nor one of ours: {names}."
-            )
+            raise ConfigError(f"model.chat_template={conf.chat_template} is neither a file nor one of ours: {names}.")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
-        raise ConfigError(
-            f"The tokenizer of {source} has no chat template: set model.chat_template=FILE.jinja."
-        )
+        raise ConfigError(f"The tokenizer of {source} has no chat template: set model.chat_template=FILE.jinja.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -114,3 +108,9 @@ def load_model(conf: ModelConf, source: str, hardware: Hardware, quantization: A
         device_map=conf.device_map or ({"": 0} if hardware.device == "cuda" else None),
         **conf.extra,
     )
+
+
+def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
+    """A transformers folder as any other tool would load it, in evaluation mode."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval()

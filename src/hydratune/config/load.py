@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -51,11 +52,11 @@ def open_run(config: Config, typed: list[str]) -> Config:
     saved_file = Path(config.run_dir) / "config.yaml"
     if not saved_file.is_file():
         return config
-    saved = to_config(OmegaConf.create(saved_file.read_text()))
+    saved = to_config(OmegaConf.create(yaml.safe_load(saved_file.read_text())))
     saved.run_dir, saved.stages = config.run_dir, list(STAGES)
     wrong = []
     for override in typed:
-        key, _, value = override.lstrip("+~").partition("=")
+        key = override.lstrip("+~").partition("=")[0]
         top = key.partition(".")[0]
         if top in FREE:
             setattr(saved, top, getattr(config, top))
@@ -67,10 +68,7 @@ def open_run(config: Config, typed: list[str]) -> Config:
             wrong += _differences(saved, config, [key])
     if wrong:
         raise ConfigError(
-            [
-                f"{line}: this run was made with other settings; take another run_dir."
-                for line in dict.fromkeys(wrong)
-            ]
+            [f"{line}: this run was made with other settings; take another run_dir." for line in dict.fromkeys(wrong)]
         )
     return saved
 
@@ -96,3 +94,17 @@ def _differences(saved: Config, typed: Config, keys: list[str]) -> list[str]:
             if old.get(k) != new.get(k)
         ]
     return found
+
+
+def keys() -> list[str]:
+    """Every key of the schema, dotted."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        return [
+            key
+            for f in fields(node)
+            for value in [getattr(node, f.name)]
+            for key in (walk(value, f"{prefix}{f.name}.") if is_dataclass(value) else [prefix + f.name])
+        ]
+
+    return walk(Config(), "")

@@ -58,7 +58,7 @@ def _ranges(config: Config) -> Iterator[str]:
 
 
 def _owners(config: Config) -> Iterator[str]:
-    groups = {"model": config.model, "lora": config.lora, "trainer": config.trainer}
+    groups: dict[str, Any] = {"model": config.model, "lora": config.lora, "trainer": config.trainer}
     for name, group in groups.items():
         own = [f.name for f in fields(group)]
         for key in group.extra:

@@ -53,7 +53,7 @@ class LoraConf:
 
     kind: str = choice("none", "lora")
     r: int = 16
-    lora_alpha: float = 32
+    lora_alpha: int = 32
     lora_dropout: float = 0.0  # probability
     target_modules: Any = "all-linear"  # "all-linear" or a list of module names
     bias: str = choice("none", "all", "lora_only")

@@ -14,6 +14,4 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
         value = f"{row['value']:.3f} ± {row['stderr']:.3f}"
         lines.append((row["task"], row["metric"], row["model"], str(row["n"]), value, difference, words))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

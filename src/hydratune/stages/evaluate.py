@@ -10,16 +10,15 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scipy import stats
-from transformers import AutoModelForCausalLM
 
+from hydratune.build.adapter import adapter_model
 from hydratune.build.data import DEMO
 from hydratune.build.hardware import resolve
-from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import BenchmarkConf, Config
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_json
-from hydratune.stages.merge import adapter_model
 
 
 def task_manager(conf: BenchmarkConf) -> TaskManager:
@@ -41,20 +40,20 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
     for name in names:
         say(f"  {name}")
+        model: Any
         if name == "base":
             model = load_model(config.model, source, hardware)
         elif name == "adapter":
-            model = adapter_model(config, run, hardware, source)
+            model = adapter_model(config, run.adapter, hardware, source)
         else:
-            model = AutoModelForCausalLM.from_pretrained(str(run.merged), dtype=hardware.dtype).to(
-                hardware.device
-            )
+            model = load_plain(str(run.merged), hardware.dtype, hardware.device)
         results[name] = simple_evaluate(
             model=HFLM(
                 pretrained=model.eval(), tokenizer=tokenizer, batch_size=conf.batch_size,
-                max_length=min(config.trainer.max_length * 4, getattr(model.config, "max_position_embeddings", 2048)),
+                max_length=getattr(model.config, "max_position_embeddings", 2048),
             ),
-            tasks=list(conf.tasks), task_manager=task_manager(conf), limit=conf.limit, num_fewshot=conf.num_fewshot,
+            tasks=list(conf.tasks), task_manager=task_manager(conf), limit=conf.limit,
+            num_fewshot=conf.num_fewshot,
             apply_chat_template=conf.apply_chat_template, log_samples=True, bootstrap_iters=0,
             random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
         )  # fmt: skip
@@ -78,9 +77,7 @@ def compare(task: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any
         for sample in result["samples"][task]:
             for metric in sample.get("metrics", ["acc"]):
                 if isinstance(sample.get(metric), (int, float)):
-                    scores.setdefault(metric, {}).setdefault(model, {})[sample["doc_id"]] = float(
-                        sample[metric]
-                    )
+                    scores.setdefault(metric, {}).setdefault(model, {})[sample["doc_id"]] = float(sample[metric])
     rows = []
     for metric, by_model in scores.items():
         base = by_model.get("base")

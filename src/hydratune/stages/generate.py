@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from hydratune.build.hardware import resolve
-from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import say
@@ -19,7 +19,7 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
     conf, hardware = config.generate, resolve(config)
     source = model_source(config.model, cache_dir(config))
     tokenizer = load_tokenizer(config.model, source)
-    merged = AutoModelForCausalLM.from_pretrained(str(run.merged), dtype=hardware.dtype).to(hardware.device)
+    merged = load_plain(str(run.merged), hardware.dtype, hardware.device)
     answers = {
         "base": _answers(config, load_model(config.model, source, hardware), tokenizer),
         "tuned": _answers(config, merged, tokenizer),
@@ -50,7 +50,5 @@ def _answers(config: Config, model: Any, tokenizer: Any) -> list[str]:
             **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **sampling,
         )  # fmt: skip
-        texts.append(
-            tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        )
+        texts.append(tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     return texts

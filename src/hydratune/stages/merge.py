@@ -2,30 +2,22 @@
 
 import os
 import shutil
-from typing import Any
+from typing import Any, cast
 
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hydratune.build.adapter import adapter_model
 from hydratune.build.data import build_tokens, load_tokens
 from hydratune.build.hardware import Hardware, resolve
-from hydratune.build.model import load_model, load_tokenizer, model_source
-from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
+from hydratune.build.quantization import build_quantization
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_json
-
-
-def adapter_model(config: Config, run: RunDir, hardware: Hardware, source: str) -> PreTrainedModel:
-    """The model as it was trained: quantized base and adapter."""
-    base = load_model(
-        config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
-    )
-    keep_gradients_on_cpu(base)
-    return PeftModel.from_pretrained(base, str(run.adapter)).eval()
 
 
 def _put_dequantized(plain: PreTrainedModel, quantized: PreTrainedModel) -> None:
@@ -33,7 +25,7 @@ def _put_dequantized(plain: PreTrainedModel, quantized: PreTrainedModel) -> None
     target = dict(plain.named_modules())
     for name, module in quantized.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weight = bnb.functional.dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
         elif isinstance(module, bnb.nn.Linear8bitLt):
             raise RunError("merge.base=dequantized takes 4-bit bases: set merge.base=original for int8.")
         else:
@@ -77,8 +69,8 @@ def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged
     """Adapter model against the merged folder loaded afresh, on 8 training rows, in float32."""
     tokenizer = load_tokenizer(config.model, source)
     rows = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache_dir(config)))
-    trained = adapter_model(config, run, hardware, source)
-    fresh = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(trained.device).eval()
+    trained = adapter_model(config, run.adapter, hardware, source)
+    fresh = load_plain(merged, torch.float32, trained.device)
     divergences, differences = [], []
     for ids in rows["input_ids"][:8]:
         batch = torch.tensor([ids], device=trained.device)

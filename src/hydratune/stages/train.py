@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import prepare_model_for_kbit_training
@@ -32,15 +32,11 @@ class _Progress(TrainerCallback):
     def __init__(self, run: RunDir, say_every: int) -> None:
         self.run, self.say_every, self.signal, self.began = run, say_every, 0, time.monotonic()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"The loss is {logs['loss']} at step {state.global_step}: lower trainer.learning_rate."
-            )
+            raise RunError(f"The loss is {logs['loss']} at step {state.global_step}: lower trainer.learning_rate.")
         lines = self.run.train_log.read_text().splitlines() if self.run.train_log.is_file() else []
         lines = [line for line in lines if json.loads(line)["step"] < state.global_step]
         lines.append(json.dumps({"step": state.global_step, **logs}))
@@ -75,9 +71,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     source = model_source(config.model, cache)
     tokenizer = load_tokenizer(config.model, source)
     tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))
-    model = load_model(
-        config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
-    )
+    model = load_model(config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype))
     keep_gradients_on_cpu(model)
     if config.quantization.kind != "none":
         model = prepare_model_for_kbit_training(
@@ -93,7 +87,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     if hardware.precision != "bfloat16":
         # trl casts the adapter of a quantized model to bfloat16 whatever the precision is; fp16's loss
         # scaling needs float32 weights, and float32 training should keep what it learns
-        for parameter in trainer.model.parameters():
+        for parameter in cast(torch.nn.Module, trainer.model).parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
     return trainer
@@ -112,13 +106,11 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=last)
     state = trainer.state
     if watcher.signal and state.global_step < state.max_steps:
-        say(
-            f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on"
-        )
+        say(f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on")
         sys.exit(75)
     target = run.merged if config.lora.kind == "none" else run.adapter
     trainer.save_model(str(target))
-    trainer.processing_class.save_pretrained(target)
+    cast(Any, trainer.processing_class).save_pretrained(target)
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     return {
         "train/loss": losses[-1] if losses else result.training_loss,
