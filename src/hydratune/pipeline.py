@@ -15,7 +15,14 @@ from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, write_atomically, write_json
 from hydratune.run.table import comparison_table
 
-NEEDS = {"train": ["prepare"], "merge": ["train"], "evaluate": ["train"], "generate": ["train"]}
+
+def needs(stage: str, config: Config) -> list[str]:
+    """The stages whose files `stage` reads."""
+    last = "train" if config.lora.kind == "none" else "merge"  # the one that writes merged/
+    if stage == "evaluate":
+        read = {"adapter": "train", "merged": last}
+        return [read[model] for model in config.benchmark.models if model in read]
+    return {"train": ["prepare"], "merge": ["train"], "generate": [last]}.get(stage, [])
 
 
 def run(config: Config, typed: list[str]) -> float | None:
@@ -42,7 +49,7 @@ def check_inputs(config: Config) -> None:
     run_dir = RunDir(Path(config.run_dir))
     wrong = []
     for stage in config.stages:
-        for need in NEEDS.get(stage, []):
+        for need in needs(stage, config):
             if need not in config.stages and receipt.read(run_dir, need) is None:
                 wrong.append(f"{stage} needs {need}: set stages=[{need},{stage}].")
         reason = nothing_to_do(stage, config)

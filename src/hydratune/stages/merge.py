@@ -7,7 +7,7 @@ from typing import Any, cast
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hydratune.build.adapter import adapter_model
 from hydratune.build.data import build_tokens, load_tokens
@@ -44,7 +44,7 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
         base = "dequantized" if kind in ("nf4", "fp4") else "original"
     say(f"  onto the {base} base")
     plain = AutoModelForCausalLM.from_pretrained(source, revision=config.model.revision, dtype=torch.float32)
-    stored = AutoModelForCausalLM.from_pretrained(source, revision=config.model.revision, dtype="auto").dtype
+    stored = AutoConfig.from_pretrained(source, revision=config.model.revision).dtype or torch.float32
     if base == "dequantized":
         quantized = load_model(
             config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)

@@ -1,0 +1,97 @@
+"""What the tests share: a tiny random model, chat rows, and the command in a subprocess."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+NOUNS = ["otter", "violin", "river", "bread", "teacher", "fern", "shoulder", "harbour"]
+
+
+def chat_rows() -> list[dict[str, list[dict[str, str]]]]:
+    """24 rows: one exchange, with a system message, or two exchanges."""
+    rows = []
+    for number in range(24):
+        noun, other = NOUNS[number % 8], NOUNS[(number * 3 + 1) % 8]
+        turns = [
+            {"role": "user", "content": f"What is {noun} number {number}?"},
+            {"role": "assistant", "content": f"The {noun} is not a {other}."},
+        ]
+        if number % 3 == 1:
+            turns.insert(0, {"role": "system", "content": "Answer in one sentence."})
+        if number % 3 == 2:
+            turns += [
+                {"role": "user", "content": f"And {other}?"},
+                {"role": "assistant", "content": f"It is {number} times a {other}."},
+            ]
+        rows.append({"messages": turns})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama and a byte-level BPE tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([turn["content"] for row in chat_rows() for turn in row["messages"]], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A JSONL file of chat rows."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """For subprocesses: no network, one thread, a cache of the test's own."""
+    return {
+        **os.environ, "HYDRATUNE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def hydratune(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command, run in `tmp_path`."""
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hydratune", *args], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    return call

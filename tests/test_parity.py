@@ -1,0 +1,38 @@
+"""A run trains what a plain trl script trains: the same losses, the same adapter, bit by bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("plain_sft.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["all", "completion"])
+def test_same_losses_and_adapter_as_a_plain_script(loss, tiny, rows, hydratune, environment, tmp_path):
+    ours = hydratune(
+        "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
+        "lora=all_linear", "trainer.max_steps=4", "trainer.save_steps=100", "stages=[prepare,train]", "run_dir=run",
+        f"data.loss={loss}",
+    )  # fmt: skip
+    assert ours.returncode == 0, ours.stdout + ours.stderr
+    plain = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tiny), str(rows), "plain", "--loss", loss],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+
+    log = [json.loads(line) for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert [row["loss"] for row in log] == json.loads((tmp_path / "plain/losses.json").read_text())
+
+    a = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    b = load_file(tmp_path / "plain/adapter/adapter_model.safetensors")
+    assert a.keys() == b.keys() and len(a) == 2 * 7 * 2  # layers, linears, A and B
+    assert all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+    assert any(a[name].any() for name in a if "lora_B" in name)  # B starts at zero: it was trained
