@@ -1,5 +1,6 @@
 """Every failure that can be found without weights, all listed at once."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ def check(config: Config) -> None:
     """Raises ConfigError with every sentence. Skipped where all that was asked for is finished."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names an optional package that no one needs here
     if all(receipt.read(run_dir, stage) for stage in config.stages):
         return
     found: list[str] = []
