@@ -16,8 +16,9 @@ NEVER = {  # room -> what its modules never import, at any depth
     "formats.py": HEAVY | {"hydra", "omegaconf", "hydratune"},
     "config": HEAVY | {"hydratune.build", "hydratune.stages", "hydratune.run"},
     "run": HEAVY | {"hydra", "omegaconf", "hydratune.build", "hydratune.stages"},
-    "build": {"hydra", "hydratune.run", "hydratune.stages", "lm_eval"},
+    "build": {"hydra", "hydratune.run", "hydratune.stages"},
     "stages": {"hydra", "hydratune.stages"},
+    "preflight.py": {"hydra", "hydratune.stages"},
     "pipeline.py": HEAVY | {"hydra", "omegaconf"},
 }
 

@@ -28,7 +28,7 @@ def _app(composed: DictConfig) -> float | None:
         if broken:
             raise ConfigError(broken)
         pipeline.check_inputs(config)
-        preflight.check(config)
+        preflight.check(config, pipeline.unfinished(config))
         return pipeline.run(config, typed)
 
 

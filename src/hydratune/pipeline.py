@@ -16,25 +16,19 @@ from hydratune.run.layout import RunDir, write_atomically, write_json
 from hydratune.run.table import comparison_table
 
 
-def needs(stage: str, config: Config) -> list[str]:
-    """The stages whose files `stage` reads."""
-    last = "train" if config.lora.kind == "none" else "merge"  # the one that writes merged/
-    if stage == "evaluate":
-        read = {"adapter": "train", "merged": last}
-        return [read[model] for model in config.benchmark.models if model in read]
-    return {"train": ["prepare"], "merge": ["train"], "generate": [last]}.get(stage, [])
-
-
 def run(config: Config, typed: list[str]) -> float | None:
     """Run `config.stages` in the run directory. Returns the last training loss."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
-    run_dir.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir.config, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-    write_atomically(run_dir.overrides, yaml.safe_dump(typed))
     say(f"run directory: {config.run_dir}")
-    for stage in config.stages:
-        _run_stage(stage, config, run_dir)
+    if all(_finished(stage, config, run_dir) for stage in config.stages):
+        for stage in config.stages:
+            say(_skipped(stage, run_dir))
+    else:
+        run_dir.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir.config, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+        write_atomically(run_dir.overrides, yaml.safe_dump(typed))
+        _run_stages(config, run_dir)
     metrics = _collect(run_dir)
     comparison = run_dir.benchmark / "comparison.json"
     if "evaluate" in config.stages and comparison.is_file():
@@ -59,6 +53,22 @@ def check_inputs(config: Config) -> None:
         raise ConfigError(wrong)
 
 
+def unfinished(config: Config) -> list[str]:
+    """Those of `config.stages` that a run would really do."""
+    assert config.run_dir
+    run_dir = RunDir(Path(config.run_dir))
+    return [s for s in config.stages if not _finished(s, config, run_dir) and not nothing_to_do(s, config)]
+
+
+def needs(stage: str, config: Config) -> list[str]:
+    """The stages whose files `stage` reads."""
+    last = "train" if config.lora.kind == "none" else "merge"  # the one that writes merged/
+    if stage == "evaluate":
+        read = {"adapter": "train", "merged": last}
+        return sorted({read[model] for model in config.benchmark.models if model in read})
+    return {"train": ["prepare"], "merge": ["train"], "generate": [last]}.get(stage, [])
+
+
 def nothing_to_do(stage: str, config: Config) -> str | None:
     """Why `stage` has no work under this configuration, or None."""
     if stage == "merge" and config.lora.kind == "none":
@@ -72,28 +82,47 @@ def nothing_to_do(stage: str, config: Config) -> str | None:
 
 def _key(stage: str, config: Config) -> Any:
     """What a finished stage depends on besides the trained settings, which never change in a run directory."""
-    return asdict(getattr(config, {"evaluate": "benchmark", "generate": "generate"}[stage])) if stage in (
-        "evaluate", "generate") else None  # fmt: skip
+    return (
+        asdict(getattr(config, owner))
+        if (owner := {"evaluate": "benchmark"}.get(stage, stage)) in vars(config)
+        else None
+    )
 
 
-def _run_stage(stage: str, config: Config, run_dir: RunDir) -> None:
-    key = _key(stage, config)
+def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:
     done = receipt.read(run_dir, stage)
-    if done and done["key"] == key:
-        say(f"{stage:9} {done['status']}: already finished, skipped")
-        return
-    reason = nothing_to_do(stage, config)
-    if reason:
-        receipt.write(run_dir, stage, f"skipped: {reason}", 0, {}, key)
-        say(f"{stage:9} skipped: {reason}")
-        return
-    say(f"{stage:9} …")
-    start = time.monotonic()
-    with quiet(run_dir.log):
-        metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir)
-    seconds = time.monotonic() - start
-    receipt.write(run_dir, stage, "done", seconds, metrics, key)
-    say(f"{stage:9} done in {seconds:.0f} s")
+    return done is not None and done["key"] == _key(stage, config)
+
+
+def _skipped(stage: str, run_dir: RunDir) -> str:
+    done = receipt.read(run_dir, stage)
+    assert done is not None
+    return f"{stage:9} {done['status']}" if done["status"] != "done" else f"{stage:9} done: already finished, skipped"
+
+
+def _run_stages(config: Config, run_dir: RunDir) -> None:
+    hardware: Any = None
+    for stage in config.stages:
+        if _finished(stage, config, run_dir):
+            say(_skipped(stage, run_dir))
+            continue
+        facts = {"needs": needs(stage, config), "key": _key(stage, config)}
+        reason = nothing_to_do(stage, config)
+        if reason:
+            receipt.write(run_dir, stage, {"status": f"skipped: {reason}", "metrics": {}, **facts})
+            say(_skipped(stage, run_dir))
+            continue
+        say(f"{stage:9} …")
+        start, began = time.monotonic(), time.time()
+        with quiet(run_dir.log):
+            if hardware is None:
+                hardware = importlib.import_module("hydratune.build.hardware").resolve(config)
+                say("  " + " ".join(f"{key}={value}" for key, value in asdict(hardware).items()))
+            metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, hardware)
+        seconds = time.monotonic() - start
+        facts |= {"status": "done", "seconds": round(seconds, 2), "metrics": metrics, "hardware": asdict(hardware)}
+        receipt.write(run_dir, stage, facts | {"outputs": run_dir.written_since(began)})
+        say(f"{stage:9} done in {seconds:.0f} s")
 
 
 def _collect(run_dir: RunDir) -> dict[str, Any]:

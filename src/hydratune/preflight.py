@@ -1,43 +1,96 @@
 """Every failure that can be found without weights, all listed at once."""
 
+import dataclasses
+import inspect
 import logging
-from pathlib import Path
+import re
 from typing import Any
 
 from hydratune.config.load import cache_dir
 from hydratune.config.rules import suggestion
 from hydratune.config.schema import Config, ConfigError
-from hydratune.run import receipt
-from hydratune.run.layout import RunDir
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError with every sentence. Skipped where all that was asked for is finished."""
-    assert config.run_dir
-    run_dir = RunDir(Path(config.run_dir))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names an optional package that no one needs here
-    if all(receipt.read(run_dir, stage) for stage in config.stages):
+def check(config: Config, stages: list[str]) -> None:
+    """Check what `stages`, those that will really run, need. Raises ConfigError with every sentence."""
+    if not stages:
         return
+    for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     found: list[str] = []
-    for step in (_options, _hardware, _data, _model, _tasks):
+    for step in (_hardware, _data, _tokenizer, _model, _options, _tasks):
         try:
-            step(config)
+            step(config, stages)
         except ConfigError as error:
             found += error.sentences
     if found:
-        raise ConfigError(found)
+        raise ConfigError(list(dict.fromkeys(found)))
 
 
-def _options(config: Config) -> None:
-    import dataclasses
-    import inspect
+def _hardware(config: Config, stages: list[str]) -> None:
+    from hydratune.build.hardware import resolve
 
+    resolve(config)
+
+
+def _data(config: Config, stages: list[str]) -> None:
+    if "prepare" in stages:
+        from hydratune.build.data import read_rows
+
+        read_rows(config.data)
+
+
+def _tokenizer(config: Config, stages: list[str]) -> None:
+    from hydratune.build.model import load_tokenizer, locate
+
+    source, gguf = locate(config.model, cache_dir(config))
+    load_tokenizer(config.model, source, **gguf)
+
+
+def _model(config: Config, stages: list[str]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hydratune.build.model import first_line, locate
+
+    source, gguf = locate(config.model, cache_dir(config))
+    try:
+        settings: Any = AutoConfig.from_pretrained(
+            source, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, **gguf
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"No model could be loaded from {source}: {first_line(error)}") from None
+    targets = config.lora.target_modules
+    if config.lora.kind == "none" or isinstance(targets, str):
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+    names = [name for name, _ in model.named_modules()]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    real = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    wrong = [
+        f"lora.target_modules names {target!r}, which matches no module of the model: it has {', '.join(real)}."
+        for target in targets
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _options(config: Config, stages: list[str]) -> None:
+    """Names in `extra` against the installed libraries' own."""
+    if not (config.trainer.extra or config.lora.extra or config.model.extra):
+        return
     from peft import LoraConfig
+    from transformers import PreTrainedModel
     from trl import SFTConfig
 
+    # from_pretrained names most of its options only where it takes them from its keyword arguments
+    taken = re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(PreTrainedModel.from_pretrained))
     known = {
         "trainer": [f.name for f in dataclasses.fields(SFTConfig)],
         "lora": list(inspect.signature(LoraConfig).parameters),
+        "model": [*inspect.signature(PreTrainedModel.from_pretrained).parameters, *taken],
     }
     wrong = [
         f"{group}.extra.{key} is not an option of the installed library{suggestion(key, names)}."
@@ -49,61 +102,16 @@ def _options(config: Config) -> None:
         raise ConfigError(wrong)
 
 
-def _hardware(config: Config) -> None:
-    from hydratune.build.hardware import resolve
-
-    resolve(config)
-
-
-def _data(config: Config) -> None:
-    if "prepare" in config.stages:
-        from hydratune.build.data import read_rows
-
-        read_rows(config.data)
-
-
-def _model(config: Config) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from hydratune.build.model import load_tokenizer, model_source
-
-    source = model_source(config.model, cache_dir(config))
-    try:
-        settings: Any = AutoConfig.from_pretrained(
-            source, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.name_or_path={config.model.name_or_path} could not be loaded: {str(error).splitlines()[0]}"
-        ) from None
-    load_tokenizer(config.model, source)
-    targets = config.lora.target_modules
-    if config.lora.kind == "none" or isinstance(targets, str):
+def _tasks(config: Config, stages: list[str]) -> None:
+    if "evaluate" not in stages:
         return
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    real = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    from hydratune.build.benchmark import build_tasks
+
+    names = build_tasks(config.benchmark).all_tasks
     wrong = [
-        f"lora.target_modules names {t!r}, which matches no module of the model: it has {', '.join(real)}."
-        for t in targets
-        if not any(name == t or name.endswith(f".{t}") for name, _ in model.named_modules())
-    ]
-    if wrong:
-        raise ConfigError(wrong)
-
-
-def _tasks(config: Config) -> None:
-    if "evaluate" not in config.stages or not config.benchmark.tasks:
-        return
-    from hydratune.stages.evaluate import task_manager
-
-    manager = task_manager(config.benchmark)
-    wrong = [
-        f"benchmark.tasks names {task!r}, which lm-eval does not know{suggestion(task, manager.all_tasks)}."
+        f"benchmark.tasks names {task!r}, which lm-eval does not know{suggestion(task, names)}."
         for task in config.benchmark.tasks
-        if task not in manager.all_tasks
+        if task not in names
     ]
     if wrong:
         raise ConfigError(wrong)

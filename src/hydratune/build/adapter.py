@@ -6,12 +6,10 @@ from peft import PeftModel
 
 from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_model
-from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
 from hydratune.config.schema import Config
 
 
 def adapter_model(config: Config, adapter: Path, hardware: Hardware, source: str) -> PeftModel:
     """Loaded from disk, in evaluation mode."""
-    base = load_model(config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype))
-    keep_gradients_on_cpu(base)
+    base = load_model(config.model, source, hardware, config.quantization)
     return PeftModel.from_pretrained(base, str(adapter)).eval()

@@ -1,6 +1,7 @@
 """`auto` settled on the machine where the job runs; what the machine can't do, refused."""
 
-from dataclasses import asdict, dataclass
+import importlib.util
+from dataclasses import dataclass
 
 import torch
 
@@ -17,10 +18,6 @@ class Hardware:
     precision: str  # autocast
     optim: str
     attn_implementation: str
-
-    def describe(self) -> dict[str, str]:
-        """For the receipt and the screen."""
-        return asdict(self)
 
 
 def resolve(config: Config) -> Hardware:
@@ -43,6 +40,11 @@ def resolve(config: Config) -> Hardware:
                 "model.attn_implementation=flash_attention_2 needs CUDA, and this machine has none: "
                 "set model.attn_implementation=sdpa."
             )
+    elif config.model.attn_implementation == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
+        wrong.append(
+            "model.attn_implementation=flash_attention_2 needs the package flash-attn: "
+            "pip install flash-attn, or set model.attn_implementation=sdpa."
+        )
     if wrong:
         raise ConfigError(wrong)
 

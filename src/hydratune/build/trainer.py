@@ -32,6 +32,7 @@ def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> 
         gradient_checkpointing=t.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
         logging_steps=t.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is not finite stops the run, it is not averaged away
         save_steps=t.save_steps,
         save_total_limit=t.save_total_limit,
         report_to=["wandb"] if config.tracking.kind == "wandb" else [],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,29 @@ def cache_dir(config: Config) -> Path:
 
 
 def open_run(config: Config, typed: list[str]) -> Config:
-    """Settle `run_dir`; where it holds a config.yaml, that is the base and `typed` overrides are applied to it.
+    """Settle `run_dir`; where it holds a run that has begun, that run's settings with `typed` applied to them.
 
     Raises ConfigError when an override contradicts what the run was trained with.
     """
     if config.run_dir is None:
         config.run_dir = f"runs/{config.name}-{config_hash(config)}"
-    saved_file = Path(config.run_dir) / "config.yaml"
-    if not saved_file.is_file():
+    root = Path(config.run_dir)
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"run_dir={config.run_dir} is a file: name a folder.")
+    if not (root / "config.yaml").is_file() or not any((root / "receipts").glob("*.json")):
         return config
-    saved = to_config(OmegaConf.create(yaml.safe_load(saved_file.read_text())))
+    saved = to_config(OmegaConf.create(yaml.safe_load((root / "config.yaml").read_text())))
     saved.run_dir, saved.stages = config.run_dir, list(STAGES)
     wrong = []
     for override in typed:
         key = override.lstrip("+~").partition("=")[0]
-        top = key.partition(".")[0]
-        if top in FREE:
-            setattr(saved, top, getattr(config, top))
-        elif key == "experiment":
+        if key == "experiment":
             wrong += _differences(saved, config, [k for k in asdict(config) if k not in FREE])
-            for free in ("benchmark", "generate"):
-                setattr(saved, free, getattr(config, free))
+            saved.benchmark, saved.generate = config.benchmark, config.generate
+        elif key.partition(".")[0] in FREE:
+            holder, _, name = key.rpartition(".")
+            value = attrgetter(key)(config)
+            setattr(attrgetter(holder)(saved) if holder else saved, name, value)
         else:
             wrong += _differences(saved, config, [key])
     if wrong:

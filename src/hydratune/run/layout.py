@@ -83,3 +83,11 @@ class RunDir:
     def receipt(self, stage: str) -> Path:
         """The file that says that `stage` is finished."""
         return self.root / "receipts" / f"{stage}.json"
+
+    def written_since(self, moment: float) -> dict[str, int]:
+        """Files written since `moment` (seconds since the epoch) and their sizes in bytes; not the trainer's own."""
+        return {
+            str(path.relative_to(self.root)): path.stat().st_size
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file() and path.stat().st_mtime >= moment and self.checkpoints not in path.parents
+        }

@@ -4,11 +4,12 @@ import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from hydratune.run.layout import RunDir, write_json
 
-LIBRARIES = ("hydratune", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "lm-eval")
+LIBRARIES = ("hydratune", "torch", "transformers", "accelerate", "peft", "trl", "bitsandbytes", "datasets", "lm-eval")
 
 
 def read(run: RunDir, stage: str) -> dict[str, Any] | None:
@@ -17,16 +18,11 @@ def read(run: RunDir, stage: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def write(run: RunDir, stage: str, status: str, seconds: float, metrics: dict[str, Any], key: Any) -> None:
-    """Record a finished stage; `key` is the part of the configuration that it depends on."""
-    write_json(
-        run.receipt(stage),
-        {
-            "stage": stage, "status": status, "seconds": round(seconds, 2), "metrics": metrics, "key": key,
-            "versions": _versions(), "git_commit": _git_commit(),
-            "hardware": {"machine": platform.machine(), "node": platform.node(), "python": platform.python_version()},
-        },
-    )  # fmt: skip
+def write(run: RunDir, stage: str, facts: dict[str, Any]) -> None:
+    """Record a finished stage: `facts` (status, seconds, metrics, hardware, …), and with what it was made."""
+    machine = {"node": platform.node(), "machine": platform.machine(), "python": platform.python_version()}
+    made_with = {"versions": _versions(), "git_commit": _git_commit(), "machine": machine}
+    write_json(run.receipt(stage), {"stage": stage, **facts, **made_with})
 
 
 def _versions() -> dict[str, str]:
@@ -40,8 +36,10 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
+    """The commit of hydratune's own checkout; None for an installed wheel."""
+    source = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

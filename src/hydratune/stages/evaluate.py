@@ -3,39 +3,29 @@
 import gc
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from scipy import stats
 
 from hydratune.build.adapter import adapter_model
-from hydratune.build.data import DEMO
-from hydratune.build.hardware import resolve
+from hydratune.build.benchmark import build_tasks
+from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
 from hydratune.config.load import cache_dir
-from hydratune.config.schema import BenchmarkConf, Config
+from hydratune.config.schema import Config
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_json
 
 
-def task_manager(conf: BenchmarkConf) -> TaskManager:
-    """Only the user's folder where one is named: reading lm-eval's own 14,000 names takes 10 s."""
-    if conf.include_path is None:
-        return TaskManager()
-    folder = DEMO if conf.include_path == "demo" else Path(conf.include_path)
-    known = TaskManager(include_path=str(folder), include_defaults=False)
-    return known if set(conf.tasks) <= set(known.all_tasks) else TaskManager(include_path=str(folder))
-
-
-def run(config: Config, run: RunDir) -> dict[str, Any]:
+def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes benchmark/<model>.json and comparison.json. Metrics: <model>/<task>/<metric>."""
-    conf, hardware = config.benchmark, resolve(config)
+    conf = config.benchmark
     source = model_source(config.model, cache_dir(config))
     tokenizer = load_tokenizer(config.model, source)
     os.environ.setdefault("LM_HARNESS_CACHE_PATH", str(cache_dir(config) / "lm_eval"))
+    tasks = build_tasks(conf)
     results: dict[str, dict[str, Any]] = {}
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
     for name in names:
@@ -52,7 +42,7 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
                 pretrained=model.eval(), tokenizer=tokenizer, batch_size=conf.batch_size,
                 max_length=getattr(model.config, "max_position_embeddings", 2048),
             ),
-            tasks=list(conf.tasks), task_manager=task_manager(conf), limit=conf.limit,
+            tasks=list(conf.tasks), task_manager=tasks, limit=conf.limit,
             num_fewshot=conf.num_fewshot,
             apply_chat_template=conf.apply_chat_template, log_samples=True, bootstrap_iters=0,
             random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from hydratune.build.hardware import resolve
+from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
@@ -14,9 +14,9 @@ from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_atomically
 
 
-def run(config: Config, run: RunDir) -> dict[str, Any]:
+def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes samples.jsonl: {"prompt", "base", "tuned"} a line."""
-    conf, hardware = config.generate, resolve(config)
+    conf = config.generate
     source = model_source(config.model, cache_dir(config))
     tokenizer = load_tokenizer(config.model, source)
     merged = load_plain(str(run.merged), hardware.dtype, hardware.device)

@@ -2,18 +2,18 @@
 
 import os
 import shutil
+from dataclasses import replace
 from typing import Any, cast
 
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from hydratune.build.adapter import adapter_model
 from hydratune.build.data import build_tokens, load_tokens
-from hydratune.build.hardware import Hardware, resolve
+from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
-from hydratune.build.quantization import build_quantization
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
@@ -33,9 +33,8 @@ def _put_dequantized(plain: PreTrainedModel, quantized: PreTrainedModel) -> None
         target[name].weight.data.copy_(weight)
 
 
-def run(config: Config, run: RunDir) -> dict[str, Any]:
+def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes merged/, whole or not at all. Metrics: KL divergence (nats) and greatest logit difference."""
-    hardware = resolve(config)
     cache = cache_dir(config)
     source = model_source(config.model, cache)
     kind = config.quantization.kind
@@ -43,12 +42,10 @@ def run(config: Config, run: RunDir) -> dict[str, Any]:
     if base == "auto":
         base = "dequantized" if kind in ("nf4", "fp4") else "original"
     say(f"  onto the {base} base")
-    plain = AutoModelForCausalLM.from_pretrained(source, revision=config.model.revision, dtype=torch.float32)
+    plain = load_model(config.model, source, replace(hardware, dtype="float32"))
     stored = AutoConfig.from_pretrained(source, revision=config.model.revision).dtype or torch.float32
     if base == "dequantized":
-        quantized = load_model(
-            config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype)
-        )
+        quantized = load_model(config.model, source, hardware, config.quantization)
         _put_dequantized(plain, quantized)
         del quantized
     merged = PeftModel.from_pretrained(plain, str(run.adapter)).merge_and_unload()

@@ -1,9 +1,9 @@
-"""Settle the hardware, build the token cache: on a CPU, without weights."""
+"""Build the token cache: on a CPU, without weights."""
 
 from typing import Any
 
 from hydratune.build.data import build_tokens, load_tokens
-from hydratune.build.hardware import resolve
+from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_tokenizer, model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
@@ -11,9 +11,8 @@ from hydratune.run.console import say
 from hydratune.run.layout import RunDir
 
 
-def run(config: Config, run: RunDir) -> dict[str, Any]:
+def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Metrics: rows, tokens and supervised tokens."""
-    say("  " + " ".join(f"{key}={value}" for key, value in resolve(config).describe().items()))
     cache = cache_dir(config)
     tokenizer = load_tokenizer(config.model, model_source(config.model, cache))
     tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))

@@ -14,10 +14,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from hydratune.build.data import build_tokens, load_tokens
-from hydratune.build.hardware import Hardware, resolve
+from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer, model_source
-from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
 from hydratune.build.tracking import set_up_tracking
 from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import cache_dir
@@ -71,8 +70,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     source = model_source(config.model, cache)
     tokenizer = load_tokenizer(config.model, source)
     tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))
-    model = load_model(config.model, source, hardware, build_quantization(config.quantization, hardware.compute_dtype))
-    keep_gradients_on_cpu(model)
+    model = load_model(config.model, source, hardware, config.quantization)
     if config.quantization.kind != "none":
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=False
@@ -93,9 +91,9 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     return trainer
 
 
-def run(config: Config, run: RunDir) -> dict[str, Any]:
+def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes adapter/ (or merged/ with lora=none). Metrics: last loss, steps, seconds a step."""
-    trainer = build_trainer(config, run, resolve(config))
+    trainer = build_trainer(config, run, hardware)
     watcher = _Progress(run, 1 if sys.stdout.isatty() else 5)
     trainer.add_callback(watcher)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
