@@ -1,0 +1,37 @@
+"""The folder names are the vocabulary: conf group, schema class, build file and stage file share one word."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import hydratune
+from hydratune.config.load import CONF_DIR, keys
+from hydratune.config.schema import STAGES, Config
+
+SRC = Path(hydratune.__file__).parent
+GROUPS = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
+STAGE_SETTINGS = {"merge", "generate"}  # settings of a stage: values without alternatives, so no conf folder
+
+
+def test_every_conf_folder_is_a_group_with_a_build_file() -> None:
+    folders = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"experiment"}
+    assert folders == GROUPS.keys() - STAGE_SETTINGS
+    assert folders <= {path.stem for path in (SRC / "build").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_class_has_the_groups_name(name: str) -> None:
+    assert GROUPS[name].__name__ == f"{name.capitalize()}Conf"
+
+
+def test_every_stage_has_its_file() -> None:
+    assert set(STAGES) == {path.stem for path in (SRC / "stages").glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_key_is_read(key: str) -> None:
+    """Somewhere outside the schema, a line reads `.name`: no key is accepted and not read."""
+    name = key.rpartition(".")[2]
+    readers = [p for p in SRC.rglob("*.py") if p.name not in ("schema.py", "rules.py") and f".{name}" in p.read_text()]
+    assert readers, f"{key} is read nowhere"
