@@ -15,13 +15,20 @@ def say(text: str = "") -> None:
     print(text, file=_screen, flush=True)
 
 
-def progress(text: str, last: bool = False) -> None:
-    """A line that the next one overwrites on a terminal; a plain line elsewhere."""
-    if _screen.isatty():
-        _screen.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
-        _screen.flush()
-    else:
-        say(text)
+def on_terminal() -> bool:
+    """Whether a person watches: then progress is a bar that overwrites itself, else plain lines."""
+    return _screen.isatty()
+
+
+def progress(done: int, total: int, text: str) -> None:
+    """`done` of `total` steps."""
+    if not on_terminal():
+        say(f"  step {done}/{total}  {text}")
+        return
+    filled = 24 * done // total
+    bar = "█" * filled + "░" * (24 - filled)
+    _screen.write(f"\r\x1b[2K  {bar} step {done}/{total}  {text}" + ("\n" if done == total else ""))
+    _screen.flush()
 
 
 @contextmanager

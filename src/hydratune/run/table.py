@@ -9,9 +9,14 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         difference, words = "", ""
         if row.get("difference") is not None:
-            difference = f"{row['difference']:+.3f} ± {row['difference_stderr']:.3f}"
+            difference = _with_error(row["difference"], row["difference_stderr"], "+")
             words = row["verdict"]
-        value = f"{row['value']:.3f} ± {row['stderr']:.3f}"
+        value = _with_error(row["value"], row["stderr"], "")
         lines.append((row["task"], row["metric"], row["model"], str(row["n"]), value, difference, words))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _with_error(value: float, stderr: float | None, sign: str) -> str:
+    """`0.140 ± 0.035`; of one document there is no error."""
+    return f"{value:{sign}.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")

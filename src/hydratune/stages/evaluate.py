@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+from statistics import stdev
 from typing import Any
 
 from lm_eval import simple_evaluate
@@ -82,14 +83,14 @@ def compare(task: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any
     return rows
 
 
-def _mean(values: list[float]) -> dict[str, float]:
+def _mean(values: list[float]) -> dict[str, Any]:
     n = len(values)
     mean = sum(values) / n
-    variance = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else math.nan
-    return {"value": mean, "stderr": math.sqrt(variance / n)}
+    # one document has no spread: None, since NaN is not JSON
+    return {"value": mean, "stderr": stdev(values) / math.sqrt(n) if n > 1 else None}
 
 
-def _verdict(paired: dict[str, float], n: int) -> str:
+def _verdict(paired: dict[str, Any], n: int) -> str:
     if n < 2 or paired["stderr"] == 0:
         return "not distinguishable" if n < 2 or paired["value"] == 0 else "differs on every document alike"
     p = 2 * stats.t.sf(abs(paired["value"]) / paired["stderr"], n - 1)

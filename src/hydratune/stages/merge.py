@@ -73,7 +73,7 @@ def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged
         batch = torch.tensor([ids], device=trained.device)
         a, b = trained(batch).logits.float(), fresh(batch).logits.float()
         differences.append((a - b).abs().max().item())
-        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
         divergences.append((p.exp() * (p - q)).sum(-1).mean().item())
     report = {"merge/kl": sum(divergences) / len(divergences), "merge/max_logit_difference": max(differences)}
     write_json(

@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import time
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -21,15 +22,15 @@ from hydratune.build.tracking import set_up_tracking
 from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
-from hydratune.run.console import progress, say
+from hydratune.run.console import on_terminal, progress, say
 from hydratune.run.layout import RunDir, write_atomically
 
 
 class _Progress(TrainerCallback):
     """train_log.jsonl and the screen, each step once; a signal saves at the end of the step."""
 
-    def __init__(self, run: RunDir, say_every: int) -> None:
-        self.run, self.say_every, self.signal, self.began = run, say_every, 0, time.monotonic()
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.signal, self.first, self.began = run, 0, 0, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -40,14 +41,11 @@ class _Progress(TrainerCallback):
         lines = [line for line in lines if json.loads(line)["step"] < state.global_step]
         lines.append(json.dumps({"step": state.global_step, **logs}))
         write_atomically(self.run.train_log, "\n".join(lines) + "\n")
-        if state.global_step % self.say_every == 0 or state.global_step in (1, state.max_steps):
-            pace = (time.monotonic() - self.began) / max(1, state.global_step - self.first)
-            left = pace * (state.max_steps - state.global_step)
-            progress(
-                f"  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-                f"lr {logs['learning_rate']:.2e}  {left:.0f} s left",
-                last=state.global_step == state.max_steps,
-            )
+        done, total = state.global_step, state.max_steps
+        if on_terminal() or done % 5 == 0 or done in (1, total):
+            pace = (time.monotonic() - self.began) / max(1, done - self.first)  # seconds a step
+            left = timedelta(seconds=round(pace * (total - done)))
+            progress(done, total, f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {left} left")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.began = state.global_step, time.monotonic()
@@ -94,7 +92,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes adapter/ (or merged/ with lora=none). Metrics: last loss, steps, seconds a step."""
     trainer = build_trainer(config, run, hardware)
-    watcher = _Progress(run, 1 if sys.stdout.isatty() else 5)
+    watcher = _Progress(run)
     trainer.add_callback(watcher)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, watcher.handle)
