@@ -61,5 +61,9 @@ def _reworded(said: str) -> str:
 def main() -> None:
     """Exit status: 0 done, 1 a crash or a failed run, 2 the user's mistake."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we choose the words
-    with _plain_errors():
-        _app()
+    try:
+        with _plain_errors():
+            _app()
+    except BrokenPipeError:  # hydratune --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

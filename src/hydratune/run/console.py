@@ -12,7 +12,7 @@ _screen: TextIO = sys.stdout
 
 def say(text: str = "") -> None:
     """A line on the user's screen, also while the libraries are quiet."""
-    print(text, file=_screen, flush=True)
+    _write(text + "\n")
 
 
 def on_terminal() -> bool:
@@ -27,8 +27,17 @@ def progress(done: int, total: int, text: str) -> None:
         return
     filled = 24 * done // total
     bar = "█" * filled + "░" * (24 - filled)
-    _screen.write(f"\r\x1b[2K  {bar} step {done}/{total}  {text}" + ("\n" if done == total else ""))
-    _screen.flush()
+    _write(f"\r\x1b[2K  {bar} step {done}/{total}  {text}" + ("\n" if done == total else ""))
+
+
+def _write(text: str) -> None:
+    """A screen that went away (a closed pipe or terminal) ends no training."""
+    global _screen
+    try:
+        _screen.write(text)
+        _screen.flush()
+    except OSError:
+        _screen = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
 
 
 @contextmanager
