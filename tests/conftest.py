@@ -95,3 +95,27 @@ def hydratune(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subp
         )
 
     return call
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run the command in this process, which spares each mistake the imports; returns what it said on stderr."""
+    from hydratune.main import main
+
+    def call(*args: str) -> str:
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["hydratune", *args])
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capfd.readouterr().err
+        assert stopped.value.code == 2, said
+        assert "Traceback" not in said
+        assert sorted(tmp_path.rglob("*")) == before, "a refused command wrote something"
+        return said
+
+    return call

@@ -1,6 +1,7 @@
 """What a user meets at the command line: mistakes, and a run that is opened again or stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,30 +40,80 @@ def arguments(tiny: Path, rows: Path, *more: str) -> list[str]:
         ("model.name_or_path=./nowhere", "there is no such folder."),
     ],
 )
-def test_mistakes(override: str, sentence: str, tiny: Path, rows: Path, hydratune: Command, tmp_path: Path) -> None:
-    done = hydratune(*arguments(tiny, rows, override))
-    assert done.returncode == 2, done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_mistakes(override: str, sentence: str, tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    assert sentence in refused(*arguments(tiny, rows, override))
 
 
-def test_several_mistakes_are_all_listed(tiny: Path, rows: Path, hydratune: Command) -> None:
-    done = hydratune(*arguments(tiny, rows, "data.path=gone.jsonl", "lora.target_modules=[q_prj]", "lora.r=2"))
-    assert done.returncode == 2
-    assert "gone.jsonl" in done.stderr and "q_prj" in done.stderr
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty."),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n{"messages"',
+            "line 2",
+        ),
+        ('{"messages": "hello"}\n', "row 1: messages must be a list of messages"),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', "row 1: the last message must be the assistant's"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}\n', "row 1: a role is one of system, user, assistant"),
+        (
+            '{"messages": [{"role": "user", "content": ""}]}\n',
+            "row 1: the content of a message is text that is not empty",
+        ),
+    ],
+)
+def test_bad_data(text: str, sentence: str, tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    rows.write_text(text)
+    assert sentence in refused(*arguments(tiny, rows))
+
+
+def test_a_tokenizer_without_a_chat_template(
+    tiny: Path, rows: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(tiny, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    assert "has no chat template: set model.chat_template=FILE.jinja." in refused(*arguments(bare, rows))
+
+
+def test_an_unknown_task(tiny: Path, rows: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused(*arguments(tiny, rows, "benchmark=demo", "benchmark.tasks=[demo_categry]"))
+    assert "which lm-eval does not know (did you mean demo_category?)." in said
+
+
+def test_several_mistakes_are_all_listed(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    said = refused(
+        *arguments(tiny, rows, "data.path=gone.jsonl", "lora.target_modules=[q_prj]", "trainer.optim=paged_lion_8bit")
+    )
+    assert "gone.jsonl" in said and "q_prj" in said and "paged_lion_8bit" in said
+
+
+def test_a_stage_without_its_input(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    assert "train needs prepare: set stages=[prepare,train]." in refused(*arguments(tiny, rows, "stages=[train]"))
+    assert "generate needs merge" in refused(*arguments(tiny, rows, "stages=[generate]", "generate.prompts=[hello]"))
+
+
+def test_a_typed_stage_with_nothing_to_do(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    said = refused(*arguments(tiny, rows, "stages=[prepare,train,evaluate]"))
+    assert "stage evaluate was asked for, but has nothing to do: benchmark=none" in said
 
 
 @pytest.mark.slow
-def test_a_run_opened_again_keeps_its_settings(tiny: Path, rows: Path, hydratune: Command) -> None:
-    first = hydratune(*arguments(tiny, rows, "stages=[prepare,train]"))
+def test_a_run_opened_again_keeps_its_settings(
+    tiny: Path, rows: Path, hydratune: Command, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    first = hydratune(*arguments(tiny, rows, "stages=[prepare,train,merge]", "lora.r=8"))
     assert first.returncode == 0, first.stderr
-    other = hydratune("run_dir=run", "lora.r=4", "stages=[train]")
-    assert other.returncode == 2
-    assert "lora.r is 16 in run/config.yaml and 4 here" in other.stderr
-    again = hydratune("run_dir=run", "stages=[train]")
+    said = refused("run_dir=run", "lora.r=4", "stages=[train]")
+    assert "lora.r is 8 in run/config.yaml and 4 here" in said
+    again = hydratune("run_dir=run", "benchmark=demo", "benchmark.limit=3", "stages=[train,evaluate]")
     assert again.returncode == 0, again.stderr
-    assert "already finished, skipped" in again.stdout
+    assert "train     done: already finished, skipped" in again.stdout
+    assert [row["n"] for row in json.loads((tmp_path / "run/benchmark/comparison.json").read_text())] == [3, 3, 3]
+    more = hydratune("run_dir=run", "benchmark.limit=4", "stages=[evaluate]")  # the tasks stay those of the run
+    assert more.returncode == 0, more.stderr
+    assert [row["n"] for row in json.loads((tmp_path / "run/benchmark/comparison.json").read_text())] == [4, 4, 4]
+    receipt = json.loads((tmp_path / "run/receipts/evaluate.json").read_text())
+    assert receipt["hardware"]["device"] == "cpu" and receipt["needs"] == ["merge", "train"]
+    assert "benchmark/merged.json" in receipt["outputs"]
 
 
 @pytest.mark.slow

@@ -32,6 +32,15 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     return {"generate/prompts": len(lines)}
 
 
+def prompt_tokens(tokenizer: Any, prompt: str, chat: bool) -> Any:
+    """input_ids and attention_mask, each of shape (1, T): as in training, with one BOS where the tokenizer has one."""
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return tokenizer(prompt, add_special_tokens=not rendered, return_tensors="pt")
+
+
 @torch.no_grad()
 def _answers(config: Config, model: Any, tokenizer: Any) -> list[str]:
     conf = config.generate
@@ -39,13 +48,7 @@ def _answers(config: Config, model: Any, tokenizer: Any) -> list[str]:
     sampling = {"temperature": conf.temperature, "top_p": conf.top_p} if conf.do_sample else {}
     texts = []
     for prompt in conf.prompts:
-        if conf.apply_chat_template:
-            turns = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        else:
-            text = prompt
-        twice = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        batch = tokenizer(text, add_special_tokens=not twice, return_tensors="pt").to(model.device)
+        batch = prompt_tokens(tokenizer, prompt, conf.apply_chat_template).to(model.device)
         out = model.eval().generate(
             **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **sampling,
