@@ -5,11 +5,13 @@ from typing import Any
 ROLES = ("system", "user", "assistant")
 
 
-def messages(row: dict[str, Any], column: str) -> list[dict[str, str]]:
+def messages(row: Any, column: str) -> list[dict[str, str]]:
     """The row's messages, `[{"role": ..., "content": ...}, ...]`.
 
     Raises ValueError with what is wrong, in words that finish the sentence "row 3: ...".
     """
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object with a column {column!r}, found {row!r:.60}")
     if column not in row:
         raise ValueError(f"no column {column!r}, found {', '.join(sorted(row))}; set data.column")
     turns = row[column]

@@ -18,7 +18,7 @@ def check(config: Config, stages: list[str]) -> None:
     for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     found: list[str] = []
-    for step in (_hardware, _data, _tokenizer, _model, _options, _tasks):
+    for step in (_hardware, _data, _model, _options, _tasks):
         try:
             step(config, stages)
         except ConfigError as error:
@@ -40,39 +40,38 @@ def _data(config: Config, stages: list[str]) -> None:
         read_rows(config.data)
 
 
-def _tokenizer(config: Config, stages: list[str]) -> None:
-    from hydratune.build.model import load_tokenizer, locate
-
-    source, gguf = locate(config.model, cache_dir(config))
-    load_tokenizer(config.model, source, **gguf)
-
-
 def _model(config: Config, stages: list[str]) -> None:
+    """The model's configuration and tokenizer, and that every LoRA target is one of its modules."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from hydratune.build.model import first_line, locate
+    from hydratune.build.model import load_tokenizer, locate, not_loaded
 
     source, gguf = locate(config.model, cache_dir(config))
+    remote = config.model.trust_remote_code
     try:
         settings: Any = AutoConfig.from_pretrained(
-            source, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, **gguf
+            source, revision=config.model.revision, trust_remote_code=remote, **gguf
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"No model could be loaded from {source}: {first_line(error)}") from None
+        raise not_loaded("model", source, error) from None
+    wrong = []
+    try:
+        load_tokenizer(config.model, source, **gguf)
+    except ConfigError as error:
+        wrong += error.sentences
     targets = config.lora.target_modules
-    if config.lora.kind == "none" or isinstance(targets, str):
-        return
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
-    names = [name for name, _ in model.named_modules()]
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    real = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
-    wrong = [
-        f"lora.target_modules names {target!r}, which matches no module of the model: it has {', '.join(real)}."
-        for target in targets
-        if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
+    if config.lora.kind != "none" and not isinstance(targets, str):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=remote)
+        names = [name for name, _ in model.named_modules()]
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        real = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+        wrong += [
+            f"lora.target_modules names {target!r}, which matches no module of the model: it has {', '.join(real)}."
+            for target in targets
+            if not any(name == target or name.endswith(f".{target}") for name in names)
+        ]
     if wrong:
         raise ConfigError(wrong)
 

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset, load_from_disk
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hydratune.build.cache import build_once
 from hydratune.config.schema import ConfigError, DataConf
 from hydratune.formats import messages
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
+NOT_YET = (".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 CODE_VERSION = 1  # raise it when tokens or labels change
 
 
@@ -23,22 +24,30 @@ def data_path(conf: DataConf) -> str:
     return str(DEMO / "train.jsonl") if conf.path == "demo" else conf.path
 
 
-def read_rows(conf: DataConf) -> list[list[dict[str, str]]]:
-    """All rows as messages, shuffled and limited as asked. Raises ConfigError naming file and row."""
+def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
+    """Row number in the source, from 1 -> its messages; shuffled and limited as asked.
+
+    Raises ConfigError naming file and row.
+    """
     path = data_path(conf)
     if path.endswith((".json", ".jsonl")):
         rows = _read_json(Path(path))
-    elif Path(path).exists() or path.startswith(("/", ".")):
+    elif Path(path).exists() or path.startswith(("/", ".")) or Path(path).suffix in NOT_YET:
         raise ConfigError(f"data.path={path} must be a .json or .jsonl file, or a hub id.")
     else:
-        rows = load_dataset(path, split=conf.split).to_list()
+        try:
+            rows = load_dataset(path, split=conf.split).to_list()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"data.path={path}, split {conf.split}: {' '.join(str(error).split())[:300]}") from None
+    if not rows:
+        raise ConfigError(f"data.path={path} has no rows.")
     numbers = list(range(len(rows)))
     if conf.shuffle_seed is not None:
         numbers = Dataset.from_dict({"i": numbers}).shuffle(seed=conf.shuffle_seed)["i"]
-    wrong, good = [], []
+    wrong, good = [], {}
     for number in list(numbers)[: conf.max_rows]:
         try:
-            good.append(messages(rows[number], conf.column))
+            good[number + 1] = messages(rows[number], conf.column)
         except ValueError as error:
             wrong.append(f"{path}, row {number + 1}: {error}.")
     if wrong:
@@ -47,21 +56,32 @@ def read_rows(conf: DataConf) -> list[list[dict[str, str]]]:
     return good
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
+def _read_json(path: Path) -> list[Any]:
+    """The rows of a .json list, or of a .jsonl file."""
     if not path.is_file():
         raise ConfigError(f"data.path={path}: there is no such file.")
-    text = path.read_text(encoding="utf-8-sig")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line} is not UTF-8: {error.reason}.") from None
     if not text.strip():
         raise ConfigError(f"data.path={path} is empty.")
     if path.suffix == ".json":
+        rows = _parse(text, path, 1)
+        if not isinstance(rows, list):
+            raise ConfigError(f"data.path={path} must hold a list of rows, found {type(rows).__name__}.")
+        return rows
+    # only \n ends a row: JSON allows the other line separators of Unicode inside a string
+    return [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _parse(text: str, path: Path, line: int) -> Any:
+    try:
         return json.loads(text)
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error}.") from None
-    return rows
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {line + error.lineno - 1} is not JSON: {error.msg}.") from None
 
 
 def tokenize(
@@ -104,31 +124,33 @@ def tokenize(
 def build_tokens(conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Path:
     """The folder of the token cache, built where it is not there yet; whole or absent."""
     rows = read_rows(conf)
-    what = [CODE_VERSION, rows, conf.loss, max_length, tokenizer.chat_template, tokenizer.get_vocab()]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-    target = cache / "tokens" / key
-    if target.is_dir():
-        return target
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-    for number, turns in enumerate(rows, 1):
-        try:
-            ids, labels = tokenize(tokenizer, turns, conf.loss, max_length)
-        except ValueError as error:
-            raise ConfigError(f"{data_path(conf)}, row {number}: {error}.") from None
-        if all(label == -100 for label in labels):
-            raise ConfigError(
-                f"{data_path(conf)}, row {number}: no supervised token is left within trainer.max_length={max_length}; raise it."
-            )
-        columns["input_ids"].append(ids)
-        columns["labels"].append(labels)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{key}.{os.getpid()}")
-    Dataset.from_dict(columns).save_to_disk(building)
-    try:
-        building.rename(target)
-    except OSError:  # another process was first
-        shutil.rmtree(building)
-    return target
+    how = getattr(tokenizer, "backend_tokenizer", None)
+    tokenization = how.to_str() if how else tokenizer.get_vocab()
+    what = [
+        CODE_VERSION,
+        rows,
+        conf.loss,
+        max_length,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenization,
+    ]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def build(folder: Path) -> None:
+        columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
+        for number, turns in rows.items():
+            try:
+                ids, labels = tokenize(tokenizer, turns, conf.loss, max_length)
+                if all(label == -100 for label in labels):
+                    raise ValueError(f"no supervised token is left within trainer.max_length={max_length}; raise it")
+            except (ValueError, TemplateError) as error:
+                raise ConfigError(f"{data_path(conf)}, row {number}: {error}.") from None
+            columns["input_ids"].append(ids)
+            columns["labels"].append(labels)
+        Dataset.from_dict(columns).save_to_disk(folder)
+
+    return build_once(cache / "tokens" / key, build)
 
 
 def load_tokens(folder: Path) -> Dataset:

@@ -54,7 +54,8 @@ def resolve(config: Config) -> Hardware:
     paged = cuda and config.quantization.kind != "none"
     return Hardware(
         device="cuda" if cuda else "cpu",
-        dtype=settle(config.model.dtype, best),
+        # what trains needs float32's digits: 16 bits would round most of an optimizer's steps away
+        dtype=settle(config.model.dtype, "float32" if config.lora.kind == "none" else best),
         compute_dtype=settle(config.quantization.bnb_4bit_compute_dtype, best),
         precision=settle(config.trainer.precision, best),
         optim=settle(config.trainer.optim, "paged_adamw_32bit" if paged else "adamw_torch"),

@@ -2,14 +2,13 @@
 
 import hashlib
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hydratune.build.cache import build_once
 from hydratune.build.hardware import Hardware
 from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
 from hydratune.config.schema import ConfigError, ModelConf, QuantizationConf
@@ -22,7 +21,10 @@ def gguf_path(conf: ModelConf) -> Path:
     """The GGUF file in an installed package, a folder, or the hub. Raises ConfigError where there is none."""
     assert conf.gguf_file
     if conf.package:
-        spec = importlib.util.find_spec(conf.package)  # the package itself is not imported
+        try:
+            spec = importlib.util.find_spec(conf.package)  # the package itself is not imported
+        except ModuleNotFoundError:  # of a dotted name, the part before the dot
+            spec = None
         if spec is None or spec.origin is None:
             how = PIP.get(conf.package, f"pip install {conf.package}")
             raise ConfigError(f"The Python package {conf.package} (model.package) is not installed: {how}.")
@@ -36,9 +38,7 @@ def gguf_path(conf: ModelConf) -> Path:
             try:
                 return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
             except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"{conf.gguf_file} of {conf.name_or_path} is not to be had: {first_line(error)}"
-                ) from None
+                raise not_loaded(conf.gguf_file, conf.name_or_path, error) from None
     path = folder / conf.gguf_file
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
@@ -73,9 +73,7 @@ def model_source(conf: ModelConf, cache: Path) -> str:
     if not gguf:
         return source
     path = Path(source) / gguf["gguf_file"]
-    target = _conversion(path, cache)
-    _convert(path, target)
-    return str(target)
+    return str(build_once(_conversion(path, cache), lambda folder: _convert(path, folder)))
 
 
 def _conversion(path: Path, cache: Path) -> Path:
@@ -84,19 +82,14 @@ def _conversion(path: Path, cache: Path) -> Path:
         return cache / "models" / f"{path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
-def _convert(path: Path, target: Path) -> None:
-    building = target.with_name(f".{target.name}.{os.getpid()}")
+def _convert(path: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     # the weights are dequantized by now, but save_pretrained still sees the marks of the GGUF
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)
-    model.save_pretrained(building)
-    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(building)
-    try:
-        building.rename(target)
-    except OSError:  # another process was first
-        shutil.rmtree(building)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
 
 
 def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedTokenizerBase:
@@ -106,7 +99,7 @@ def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedToken
             source, revision=conf.revision, trust_remote_code=conf.trust_remote_code, **gguf
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"No tokenizer could be loaded from {source}: {first_line(error)}") from None
+        raise not_loaded("tokenizer", source, error) from None
     if conf.chat_template:
         ours = TEMPLATES / f"{conf.chat_template}.jinja"
         path = ours if ours.is_file() else Path(conf.chat_template)
@@ -145,6 +138,8 @@ def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str
     return model.to(device).eval()
 
 
-def first_line(error: Exception) -> str:
-    """A library's error in one sentence."""
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
+def not_loaded(what: str, source: str, error: Exception) -> ConfigError:
+    """One sentence for a library's error about `source`, a folder or a hub id."""
+    where = source if Path(source).is_dir() else f"{source} (no such folder here, so it is taken for a hub id)"
+    said = " ".join(str(error).split())
+    return ConfigError(f"No {what} could be loaded from {where}: {said[:300].rstrip('.')}.")

@@ -83,8 +83,10 @@ def _across_groups(config: Config) -> Iterator[str]:
         )
     if q.bnb_4bit_use_double_quant and q.kind not in ("nf4", "fp4"):
         yield f"quantization.bnb_4bit_use_double_quant needs 4-bit weights, found kind={q.kind}: set quantization=nf4_double."
-    if config.merge.base == "dequantized" and q.kind == "none":
-        yield "merge.base=dequantized needs a quantized base, found quantization=none: set merge.base=original."
+    if lora.kind == "none" and config.trainer.precision == "float16" and m.dtype == "float16":
+        yield "trainer.precision=float16 scales gradients of float32 weights, found model.dtype=float16: set model.dtype=float32."
+    if config.merge.base == "dequantized" and q.kind not in ("nf4", "fp4"):
+        yield f"merge.base=dequantized needs a 4-bit base, found quantization={q.kind}: set merge.base=original."
     if m.name_or_path is None and m.package is None:
         yield "No model is named: set model.name_or_path=DIR (a folder or a hub id), or model=demo."
     if m.package and not m.gguf_file:

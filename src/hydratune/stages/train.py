@@ -18,7 +18,7 @@ from hydratune.build.data import build_tokens, load_tokens
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer, model_source
-from hydratune.build.tracking import set_up_tracking
+from hydratune.build.tracking import finish_tracking, set_up_tracking
 from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
@@ -100,6 +100,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     if last:
         say(f"  going on from {last.rpartition('/')[2]}")
     result = trainer.train(resume_from_checkpoint=last)
+    finish_tracking(config.tracking)
     state = trainer.state
     if watcher.signal and state.global_step < state.max_steps:
         say(f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on")
