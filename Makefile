@@ -3,6 +3,7 @@ VENV := .venv
 # Another build of torch: make setup TORCH='torch==2.13.0 --index-url <index of that build>'
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+BENCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SHELL_SCRIPTS := .ci/run $(wildcard launchers/*.sbatch tests/slurm/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format types shellcheck wheel clean
+.PHONY: help setup demo test test-fast test-gpu bench lint format types shellcheck wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 		{ echo "test-gpu needs a CUDA device, and torch sees none here." >&2; exit 2; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+bench: $(STAMP) ## Measure start-up, training and merging beside plain scripts (minutes; BENCH=startup for one part)
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check

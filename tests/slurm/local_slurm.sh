@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm on one host: as root, without systemd, on the loopback interface alone.
 #   local_slurm.sh start DIR     two nodes with two pretend GPUs each; then:  . DIR/env
+#                                (on PORT and the two ports after it, 17000 where PORT is not set)
 #   local_slurm.sh stop DIR      ends only the processes that start began
 set -euo pipefail
 

@@ -14,36 +14,47 @@ import pytest
 pytestmark = pytest.mark.slurm
 HERE = Path(__file__).parent
 LAUNCHER = HERE.parents[1] / "launchers" / "train.sbatch"
-PATIENCE = 300  # seconds
+PATIENCE = 240  # seconds
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Cluster:
     """Two nodes, and a folder to submit from."""
 
-    def __init__(self, folder: Path, conf: str, tiny: Path) -> None:
+    def __init__(self, folder: Path, conf: str, tiny: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.env = {
-            **os.environ, "SLURM_CONF": conf, "HYDRATUNE": str(Path(sys.executable).with_name("hydratune")),
-            "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        command = str(Path(sys.executable).with_name("hydratune"))
+        self.env = {**environment, "SLURM_CONF": conf, "HYDRATUNE": command}
         self.run = [
             "model=local", f"model.name_or_path={tiny}", "data=jsonl", "data.path=rows.jsonl", "quantization=none",
             "run_dir=run", "trainer.lr_scheduler_type=constant", "stages=[prepare,train]",
         ]  # fmt: skip
 
     def call(self, *command: str) -> str:
-        return subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=True, timeout=60
-        ).stdout.strip()
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command[0]}: {done.stderr}"
+        return done.stdout.strip()
 
-    def submit(self, *arguments: str) -> str:
-        return self.call("sbatch", "--parsable", "--cpus-per-task=1", str(LAUNCHER), *self.run, *arguments)
+    def submission(self, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
+        return ["sbatch", "--parsable", "--cpus-per-task=1", *options, str(LAUNCHER), *self.run, *arguments]
+
+    def submit(self, *arguments: str, options: tuple[str, ...] = ()) -> str:
+        return self.call(*self.submission(*arguments, options=options))
+
+    def submit_and_wait(self, *arguments: str) -> tuple[int, str]:
+        """The exit status of `sbatch --wait`, which is the job's, and the job's number."""
+        command = self.submission(*arguments, options=("--wait",))
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
+        )
+        return done.returncode, done.stdout.strip()
 
     def state(self, job: str) -> dict[str, str]:
         said = shlex.split(self.call("scontrol", "show", "job", "-o", job))
         return dict(word.split("=", 1) for word in said if "=" in word)
 
     def wait_for(self, job: str, *states: str) -> dict[str, str]:
+        states = states or ENDED
         deadline = time.monotonic() + PATIENCE
         while (found := self.state(job))["JobState"] not in states:
             assert time.monotonic() < deadline, f"{found}\n{self.output(job)}"
@@ -68,26 +79,37 @@ class Cluster:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SLURM_CONF of a cluster that this module starts and stops."""
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([HERE / "local_slurm.sh", "start", folder], check=True, timeout=120)
-    yield str(folder / "slurm.conf")
-    subprocess.run([HERE / "local_slurm.sh", "stop", folder], check=True, timeout=120)
+    port = 17000 + 3 * (os.getpid() % 5000)  # each of several test processes has its own cluster
+    try:
+        started = [HERE / "local_slurm.sh", "start", folder]
+        subprocess.run(started, env={**os.environ, "PORT": str(port)}, check=True, timeout=120)
+        yield str(folder / "slurm.conf")
+    finally:
+        subprocess.run([HERE / "local_slurm.sh", "stop", folder], check=True, timeout=120)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, slurm: str, tiny: Path, rows: Path) -> Cluster:
-    return Cluster(tmp_path, slurm, tiny)
+def cluster(tmp_path: Path, slurm: str, tiny: Path, rows: Path, environment: dict[str, str]) -> Cluster:
+    return Cluster(tmp_path, slurm, tiny, environment)
 
 
-def test_a_job_trains(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=4")
-    assert cluster.wait_for(job, "COMPLETED", "FAILED")["ExitCode"] == "0:0", cluster.output(job)
-    assert (cluster.folder / "run" / "adapter" / "adapter_config.json").is_file()
+def test_a_job_trains_and_merges(cluster: Cluster) -> None:
+    status, job = cluster.submit_and_wait("trainer.max_steps=4", "stages=[prepare,train,merge]")
+    assert status == 0, cluster.output(job)
+    assert cluster.state(job)["JobState"] == "COMPLETED"
+    run = cluster.folder / "run"
+    assert (run / "adapter" / "adapter_config.json").is_file()
+    assert (run / "merged" / "config.json").is_file()
+    receipts = {stage: json.loads((run / "receipts" / f"{stage}.json").read_text()) for stage in ("train", "merge")}
+    assert {stage: receipt["status"] for stage, receipt in receipts.items()} == {"train": "done", "merge": "done"}
     assert cluster.steps() == [1, 2, 3, 4]
 
 
 def test_a_mistake_fails_the_job_with_its_sentence(cluster: Cluster) -> None:
-    job = cluster.submit("lora.rnak=3")
-    assert cluster.wait_for(job, "COMPLETED", "FAILED")["ExitCode"] == "2:0"
+    status, job = cluster.submit_and_wait("lora.rnak=3")
+    assert status == 2
+    failed = cluster.state(job)
+    assert (failed["JobState"], failed["ExitCode"]) == ("FAILED", "2:0")
     assert "There is no key lora.rnak (did you mean lora.r?)." in cluster.output(job)
 
 
@@ -95,10 +117,19 @@ def test_a_signal_requeues_and_the_job_goes_on(cluster: Cluster) -> None:
     job = cluster.submit("trainer.max_steps=400")
     cluster.wait_for_training(job)
     cluster.call("scancel", "--signal=USR1", job)
-    ended = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
+    ended = cluster.wait_for(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.output(job)
     assert "going on from checkpoint-" in cluster.output(job)
     assert cluster.steps() == list(range(1, 401))
+
+
+def test_a_job_that_may_not_be_requeued_fails_with_75(cluster: Cluster) -> None:
+    job = cluster.submit("trainer.max_steps=400", options=("--no-requeue",))
+    cluster.wait_for_training(job)
+    cluster.call("scancel", "--signal=USR1", job)
+    ended = cluster.wait_for(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0"), cluster.output(job)
+    assert "saved at step" in cluster.output(job)
 
 
 def test_a_preempted_job_goes_on(cluster: Cluster) -> None:
@@ -108,7 +139,7 @@ def test_a_preempted_job_goes_on(cluster: Cluster) -> None:
         "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5"
     )
     cluster.wait_for(urgent, "COMPLETED")
-    ended = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
+    ended = cluster.wait_for(job)
     assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, cluster.output(job)
     assert "saved at step" in cluster.output(job)
     assert cluster.steps() == list(range(1, 401))

@@ -1,0 +1,1 @@
+"""hydratune beside plain scripts on the same libraries: `make bench`."""
