@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -140,3 +142,52 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert f"going on from checkpoint-{saved}" in done.stdout
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 401))
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_nothing_that_stands_in_the_way(
+    tiny: Path, rows: Path, hydratune: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    typed = arguments(tiny, rows, "trainer.max_steps=60", "trainer.save_steps=10", "stages=[prepare,train]")
+    process = subprocess.Popen([sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment)
+    checkpoints, log = tmp_path / "run" / "checkpoints", tmp_path / "run" / "train_log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (checkpoints / "checkpoint-20").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    # the worst moment: a checkpoint half written, and a line of the log cut off
+    (checkpoints / "checkpoint-50").mkdir()
+    (checkpoints / "checkpoint-50" / "optimizer.pt").write_bytes(b"half")
+    with log.open("a") as file:
+        file.write('{"step": 2')
+    done = hydratune(*typed)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint-50 was cut off while it was written: removed" in done.stdout
+    assert "going on from checkpoint-" in done.stdout
+    killed = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["step"] for entry in killed] == list(range(1, 61))
+    undisturbed = hydratune(*arguments(tiny, rows, *typed[7:], "run_dir=whole"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    whole = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in killed] == [entry["loss"] for entry in whole]
+    adapters = [load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("run", "whole")]
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+
+
+@pytest.mark.slow
+def test_a_signal_outside_training_stops_too(
+    tiny: Path, rows: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hydratune", *arguments(tiny, rows)],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("prepare"):
+            break
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said

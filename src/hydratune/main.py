@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydratune.config.load import CONF_DIR, keys, open_run, to_config
 from hydratune.config.rules import broken_rules, suggestion
 from hydratune.config.schema import ConfigError, RunError
+from hydratune.run.signals import handled, stop
 
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
@@ -28,8 +29,9 @@ def _app(composed: DictConfig) -> float | None:
         if broken:
             raise ConfigError(broken)
         pipeline.check_inputs(config)
-        preflight.check(config, pipeline.unfinished(config))
-        return pipeline.run(config, typed)
+        with handled(stop):
+            preflight.check(config, pipeline.unfinished(config))
+            return pipeline.run(config, typed)
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 import json
 import math
+import shutil
 import signal
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import prepare_model_for_kbit_training
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from hydratune.build.data import build_tokens, load_tokens
@@ -23,7 +24,9 @@ from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import on_terminal, progress, say
-from hydratune.run.layout import RunDir, write_atomically
+from hydratune.run.layout import RunDir
+from hydratune.run.signals import SAVED, handled
+from hydratune.run.train_log import append_log, cut_log
 
 
 class _Progress(TrainerCallback):
@@ -37,10 +40,7 @@ class _Progress(TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             raise RunError(f"The loss is {logs['loss']} at step {state.global_step}: lower trainer.learning_rate.")
-        lines = self.run.train_log.read_text().splitlines() if self.run.train_log.is_file() else []
-        lines = [line for line in lines if json.loads(line)["step"] < state.global_step]
-        lines.append(json.dumps({"step": state.global_step, **logs}))
-        write_atomically(self.run.train_log, "\n".join(lines) + "\n")
+        append_log(self.run.train_log, {"step": state.global_step, **logs})
         done, total = state.global_step, state.max_steps
         if on_terminal() or done % 5 == 0 or done in (1, total):
             pace = (time.monotonic() - self.began) / max(1, done - self.first)  # seconds a step
@@ -49,6 +49,7 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.began = state.global_step, time.monotonic()
+        cut_log(self.run.train_log, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.signal:
@@ -70,9 +71,8 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))
     model = load_model(config.model, source, hardware, config.quantization)
     if config.quantization.kind != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=False
-        )  # the trainer switches checkpointing on itself
+        # the trainer switches checkpointing on itself
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     trainer = SFTTrainer(
         model=model,
         args=build_trainer_args(config, hardware, run.checkpoints),
@@ -89,22 +89,34 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     return trainer
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole one. The trainer writes trainer_state.json last, so one without it was cut off: removed."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            say(f"  {path.name} was cut off while it was written: removed")
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes adapter/ (or merged/ with lora=none). Metrics: last loss, steps, seconds a step."""
     trainer = build_trainer(config, run, hardware)
     watcher = _Progress(run)
     trainer.add_callback(watcher)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, watcher.handle)
-    last = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    last = last_checkpoint(run.checkpoints)
     if last:
-        say(f"  going on from {last.rpartition('/')[2]}")
-    result = trainer.train(resume_from_checkpoint=last)
+        say(f"  going on from {last.name}")
+    with handled(watcher.handle):
+        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     finish_tracking(config.tracking)
     state = trainer.state
     if watcher.signal and state.global_step < state.max_steps:
         say(f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on")
-        sys.exit(75)
+        sys.exit(SAVED)
     target = run.merged if config.lora.kind == "none" else run.adapter
     trainer.save_model(str(target))
     cast(Any, trainer.processing_class).save_pretrained(target)

@@ -1,0 +1,29 @@
+"""The signals that ask a run to stop: of a scheduler, of an administrator, of Ctrl-C."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from hydratune.run.console import say
+
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SAVED = 75  # exit status: stopped with the state saved, the same command goes on
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """`handler` takes the signals that ask to stop; before and after, whoever took them before."""
+    before = {number: signal.signal(number, handler) for number in ASKED_TO_STOP}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """For all but training steps, which save first: what is finished has its receipt, the rest begins again."""
+    say(f"  {signal.Signals(number).name}: stopped; the same command goes on")
+    sys.exit(SAVED)

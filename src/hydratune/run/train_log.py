@@ -1,0 +1,26 @@
+"""train_log.jsonl: one JSON object a logged step, each step once, also after a kill and a resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydratune.run.layout import write_atomically
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Forget what was logged after `step`, where training goes on, and a last line that a kill cut off."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+def append_log(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line, whole on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
