@@ -33,6 +33,14 @@ def arguments(tiny: Path, rows: Path, *more: str) -> list[str]:
         ("stages=[trian]", "found 'trian' (did you mean train?)."),
         ("+trainer.extra.output_dir=x", "trainer.extra.output_dir belongs to run_dir: set it there."),
         ("+trainer.extra.adam_beta=0.9", "trainer.extra.adam_beta is not an option of the installed library"),
+        ("+trainer.extra.packing=true", "trainer.extra.packing would have no effect"),
+        ("+lora.extra.init_lora_weights=pissa", "changes the base weights too"),
+        ("generate.temperature=0.7", "generate.temperature=0.7 has no effect with generate.do_sample=false."),
+        ("tracking.project=mine", "tracking.project=mine has no effect with tracking=off."),
+        ("quantization.bnb_4bit_compute_dtype=float32", "has no effect with quantization=none."),
+        ("data.split=test", "data.split=test is for data on the hub"),
+        ("model.revision=main", "model.revision=main is for models on the hub"),
+        ("trainer.lr_scheduler_type=cosin", "trl refuses the trainer group: cosin is not a valid SchedulerType"),
         ("trainer.optim=paged_adamw_32bit", "set trainer.optim=adamw_torch."),
         ("trainer.precision=float16", "set trainer.precision=float32."),
         ("data.path=missing.jsonl", "data.path=missing.jsonl: there is no such file."),
@@ -66,6 +74,10 @@ def test_mistakes(override: str, sentence: str, tiny: Path, rows: Path, refused:
 def test_bad_data(text: str, sentence: str, tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
     rows.write_text(text)
     assert sentence in refused(*arguments(tiny, rows))
+
+
+def test_an_adapters_rank_without_an_adapter(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
+    assert "lora.r=8 has no effect with lora=none." in refused(*arguments(tiny, rows, "lora=none", "lora.r=8"))
 
 
 def test_a_tokenizer_without_a_chat_template(

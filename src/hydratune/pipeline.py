@@ -75,6 +75,10 @@ def nothing_to_do(stage: str, config: Config) -> str | None:
         return "lora=none trains the whole model, and train writes merged/ itself"
     if stage == "evaluate" and not config.benchmark.tasks:
         return "benchmark=none; set benchmark=demo, or benchmark.tasks=[...]"
+    if stage == "evaluate" and not set(config.benchmark.models) - (
+        {"adapter"} if config.lora.kind == "none" else set()
+    ):
+        return "benchmark.models names no model that there is; set benchmark.models=[base,merged]"
     if stage == "generate" and not config.generate.prompts:
         return "generate.prompts is empty"
     return None

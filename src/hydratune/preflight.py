@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 from hydratune.config.load import cache_dir
@@ -77,12 +78,16 @@ def _model(config: Config, stages: list[str]) -> None:
 
 
 def _options(config: Config, stages: list[str]) -> None:
-    """Names in `extra` against the installed libraries' own."""
-    if not (config.trainer.extra or config.lora.extra or config.model.extra):
+    """Names in `extra` against the installed libraries' own, and values against the libraries' own checks."""
+    if "train" not in stages:
         return
     from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import SFTConfig
+
+    from hydratune.build.hardware import resolve
+    from hydratune.build.lora import build_lora
+    from hydratune.build.trainer import build_trainer_args
 
     # from_pretrained names most of its options only where it takes them from its keyword arguments
     taken = re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(PreTrainedModel.from_pretrained))
@@ -97,6 +102,16 @@ def _options(config: Config, stages: list[str]) -> None:
         for key in getattr(config, group).extra
         if key not in names
     ]
+    if wrong:
+        raise ConfigError(wrong)
+    try:
+        build_lora(config.lora)
+    except (TypeError, ValueError) as error:
+        wrong.append(f"peft refuses the lora group: {error}")
+    try:
+        build_trainer_args(config, resolve(config), Path("."))
+    except (TypeError, ValueError) as error:
+        wrong.append(f"trl refuses the trainer group: {error}")
     if wrong:
         raise ConfigError(wrong)
 

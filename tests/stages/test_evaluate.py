@@ -6,9 +6,14 @@ from scipy import stats
 from hydratune.stages.evaluate import compare
 
 
-def results(**scores: list[float]) -> dict[str, dict[str, object]]:
+def results(higher_is_better: bool = True, **scores: list[float]) -> dict[str, dict[str, object]]:
     return {
-        model: {"samples": {"task": [{"doc_id": i, "acc": v, "metrics": ["acc"]} for i, v in enumerate(values)]}}
+        model: {
+            "higher_is_better": {"task": {"acc": higher_is_better}},
+            "samples": {
+                "task": [{"doc_id": i, "acc": v, "metrics": ["acc"], "filter": "none"} for i, v in enumerate(values)]
+            },
+        }
         for model, values in scores.items()
     }
 
@@ -30,6 +35,10 @@ def test_the_difference_is_scipys_paired_test() -> None:
 
 def test_the_other_way_round_is_worse() -> None:
     assert compare("task", results(base=BETTER, merged=BASE))[1]["verdict"] == "worse"
+
+
+def test_less_is_better_where_the_metric_says_so() -> None:
+    assert compare("task", results(False, base=BETTER, merged=BASE))[1]["verdict"] == "better"
 
 
 def test_what_can_not_be_told_apart_is_said_to_be_so() -> None:

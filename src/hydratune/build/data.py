@@ -31,6 +31,8 @@ def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
     """
     path = data_path(conf)
     if path.endswith((".json", ".jsonl")):
+        if conf.split != "train":
+            raise ConfigError(f"data.split={conf.split} is for data on the hub, and {path} is a file: leave it out.")
         rows = _read_json(Path(path))
     elif Path(path).exists() or path.startswith(("/", ".")) or Path(path).suffix in NOT_YET:
         raise ConfigError(f"data.path={path} must be a .json or .jsonl file, or a hub id.")

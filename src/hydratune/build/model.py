@@ -52,6 +52,8 @@ def locate(conf: ModelConf, cache: Path) -> tuple[str, dict[str, str]]:
     Enough for its configuration and tokenizer, and converts nothing: a GGUF file is read where it lies until its
     conversion is in the cache. Raises ConfigError where nothing is there.
     """
+    if conf.revision and (conf.package or Path(conf.name_or_path or "").expanduser().is_dir()):
+        raise ConfigError(f"model.revision={conf.revision} is for models on the hub: leave it out.")
     if conf.gguf_file:
         path = gguf_path(conf)
         converted = _conversion(path, cache)

@@ -14,7 +14,17 @@ OWNED = {
     "completion_only_loss": "data.loss", "use_cpu": "the machine", "disable_tqdm": "the terminal",
     "model_init_kwargs": "model", "dataset_kwargs": "data", "quantization_config": "quantization",
     "torch_dtype": "model.dtype", "pretrained_model_name_or_path": "model.name_or_path", "task_type": "lora",
+    "logging_nan_inf_filter": "hydratune, which stops at a loss that is not finite",
+    "gradient_checkpointing_kwargs": "trainer.gradient_checkpointing", "resume_from_checkpoint": "run_dir",
 }  # fmt: skip
+# options of SFTConfig that its trainer would never read: prepare makes the tokens, and no rows are held out
+UNREAD = (
+    "packing", "packing_strategy", "padding_free", "eval_packing", "truncation_mode", "dataset_text_field",
+    "dataset_num_proc", "chat_template_path", "eos_token", "eval_strategy", "eval_steps", "eval_delay",
+    "eval_on_start", "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model",
+)  # fmt: skip
+# initialisations of an adapter that change the base weights too, so that a merge onto the base would be wrong
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva")
 
 
 def suggestion(word: str, names: list[str]) -> str:
@@ -25,7 +35,13 @@ def suggestion(word: str, names: list[str]) -> str:
 
 def broken_rules(config: Config) -> list[str]:
     """Every sentence that applies; an empty list is a sound configuration."""
-    return [*_choices(config, ""), *_ranges(config), *_owners(config), *_across_groups(config)]
+    return [
+        *_choices(config, ""),
+        *_ranges(config),
+        *_owners(config),
+        *_without_effect(config),
+        *_across_groups(config),
+    ]
 
 
 def _choices(node: Any, prefix: str) -> Iterator[str]:
@@ -66,6 +82,27 @@ def _owners(config: Config) -> Iterator[str]:
                 yield f"{name}.extra.{key} has a field of its own: set {name}.{key}."
             elif key in OWNED:
                 yield f"{name}.extra.{key} belongs to {OWNED[key]}: set it there."
+            elif key in UNREAD:
+                yield f"{name}.extra.{key} would have no effect: prepare makes the tokens, and no rows are held out."
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    """Keys that were set where nothing reads them."""
+    inactive: list[tuple[str, Any, str]] = []
+    if config.lora.kind == "none":
+        inactive.append(("lora", config.lora, "lora=none"))
+    if config.tracking.kind == "off":
+        inactive.append(("tracking", config.tracking, "tracking=off"))
+    if not config.generate.do_sample:
+        inactive.append(("generate", config.generate, "generate.do_sample=false"))
+    if config.quantization.kind not in ("nf4", "fp4"):
+        inactive.append(("quantization", config.quantization, f"quantization={config.quantization.kind}"))
+    for group, conf, why in inactive:
+        default = type(conf)()
+        for f in fields(conf):
+            read_anyway = f.name == "kind" or (group == "generate" and f.name not in ("temperature", "top_p"))
+            if not read_anyway and getattr(conf, f.name) != getattr(default, f.name):
+                yield f"{group}.{f.name}={getattr(conf, f.name)} has no effect with {why}."
 
 
 def _across_groups(config: Config) -> Iterator[str]:
@@ -81,8 +118,12 @@ def _across_groups(config: Config) -> Iterator[str]:
             f"quantization={q.kind} freezes the base weights, so it needs an adapter: "
             "set lora=all_linear, or quantization=none."
         )
-    if q.bnb_4bit_use_double_quant and q.kind not in ("nf4", "fp4"):
-        yield f"quantization.bnb_4bit_use_double_quant needs 4-bit weights, found kind={q.kind}: set quantization=nf4_double."
+    init = str(lora.extra.get("init_lora_weights", ""))
+    if init.lower().startswith(CHANGES_BASE):
+        yield (
+            f"lora.extra.init_lora_weights={init} changes the base weights too, and merge puts the adapter onto the "
+            "unchanged ones: leave it out."
+        )
     if lora.kind == "none" and config.trainer.precision == "float16" and m.dtype == "float16":
         yield "trainer.precision=float16 scales gradients of float32 weights, found model.dtype=float16: set model.dtype=float32."
     if config.merge.base == "dequantized" and q.kind not in ("nf4", "fp4"):

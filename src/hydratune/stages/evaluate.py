@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+from collections.abc import Iterator
 from statistics import stdev
 from typing import Any
 
@@ -53,32 +54,42 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
         gc.collect()
     rows = [row for task in results[names[0]]["samples"] for row in compare(task, results)]
     write_json(run.benchmark / "comparison.json", rows)
-    metrics = {f"{row['model']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
-    return metrics | {f"{row['model']}/{row['task']}/{row['metric']}_stderr": row["stderr"] for row in rows}
+    return {name: value for model, result in results.items() for name, value in _aggregated(model, result)}
+
+
+def _aggregated(model: str, result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """`<model>/<task>/<metric>` and its value, and the same with `_stderr`, of every task and group of lm-eval's."""
+    for task, metrics in result["results"].items():
+        for key, value in metrics.items():
+            if "," in key and isinstance(value, (int, float)):
+                metric, filtered = key.split(",", 1)
+                yield f"{model}/{task}/{metric}" + ("" if filtered == "none" else f",{filtered}"), value
 
 
 def compare(task: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each model and per-document metric of `task`, with the paired difference from base.
 
     The standard error of the difference is that of the mean of paired differences; the verdict is a two-sided
-    paired t-test at 5 %, or "not distinguishable".
+    paired t-test at 5 %, "better" in the sense of the metric, or "not distinguishable".
     """
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for model, result in results.items():
         for sample in result["samples"][task]:
-            for metric in sample.get("metrics", ["acc"]):
+            for metric in sample["metrics"]:
                 if isinstance(sample.get(metric), (int, float)):
-                    scores.setdefault(metric, {}).setdefault(model, {})[sample["doc_id"]] = float(sample[metric])
+                    name = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+                    scores.setdefault(name, {}).setdefault(model, {})[sample["doc_id"]] = float(sample[metric])
     rows = []
-    for metric, by_model in scores.items():
+    for name, by_model in scores.items():
         base = by_model.get("base")
+        higher = {m: r["higher_is_better"][task].get(name.partition(",")[0], True) for m, r in results.items()}
         for model, by_doc in by_model.items():
             values = list(by_doc.values())
-            row = {"task": task, "metric": metric, "model": model, "n": len(values), **_mean(values)}
+            row = {"task": task, "metric": name, "model": model, "n": len(values), **_mean(values)}
             if base and model != "base" and base.keys() == by_doc.keys():
                 paired = _mean([by_doc[doc] - base[doc] for doc in base])
                 row |= {"difference": paired["value"], "difference_stderr": paired["stderr"]}
-                row["verdict"] = _verdict(paired, len(base))
+                row["verdict"] = _verdict(paired, len(base), higher[model])
             rows.append(row)
     return rows
 
@@ -90,10 +101,11 @@ def _mean(values: list[float]) -> dict[str, Any]:
     return {"value": mean, "stderr": stdev(values) / math.sqrt(n) if n > 1 else None}
 
 
-def _verdict(paired: dict[str, Any], n: int) -> str:
-    if n < 2 or paired["stderr"] == 0:
-        return "not distinguishable" if n < 2 or paired["value"] == 0 else "differs on every document alike"
-    p = 2 * stats.t.sf(abs(paired["value"]) / paired["stderr"], n - 1)
-    if p >= 0.05:
+def _verdict(paired: dict[str, Any], n: int, higher_is_better: bool) -> str:
+    if n < 2 or paired["value"] == 0:
         return "not distinguishable"
-    return "better" if paired["value"] > 0 else "worse"
+    if paired["stderr"] > 0:
+        p = 2 * stats.t.sf(abs(paired["value"]) / paired["stderr"], n - 1)
+        if p >= 0.05:
+            return "not distinguishable"
+    return "better" if (paired["value"] > 0) == higher_is_better else "worse"
