@@ -38,7 +38,7 @@ def arguments(tiny: Path, rows: Path, *more: str) -> list[str]:
         ("generate.temperature=0.7", "generate.temperature=0.7 has no effect with generate.do_sample=false."),
         ("tracking.project=mine", "tracking.project=mine has no effect with tracking=off."),
         ("quantization.bnb_4bit_compute_dtype=float32", "has no effect with quantization=none."),
-        ("data.split=test", "data.split=test is for data on the hub"),
+        ("data.split=test", "data.split=test is for a folder or for data on the hub"),
         ("model.revision=main", "model.revision=main is for models on the hub"),
         ("trainer.lr_scheduler_type=cosin", "trl refuses the trainer group: cosin is not a valid SchedulerType"),
         ("trainer.optim=paged_adamw_32bit", "set trainer.optim=adamw_torch."),

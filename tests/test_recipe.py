@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from peft import prepare_model_for_kbit_training
+from tokenizers.processors import TemplateProcessing
 
+from hydratune.build.data import tokenize
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_tokenizer
@@ -15,6 +19,9 @@ from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import CONF_DIR, to_config
 from hydratune.config.rules import broken_rules
 from hydratune.config.schema import ModelConf
+from hydratune.run.layout import RunDir
+from hydratune.stages import train
+from hydratune.stages.generate import prompt_tokens
 
 T4 = Hardware(
     device="cuda", dtype="float16", compute_dtype="float16", precision="float16", optim="paged_adamw_32bit",
@@ -69,6 +76,47 @@ def test_the_rest(recipe):
     assert (data.shuffle_seed, data.max_rows, data.loss) == (42, 3000, "all")
     assert recipe.benchmark.tasks == ["arc_easy", "hellaswag", "winogrande"]
     assert recipe.benchmark.limit == 200
+    assert (recipe.merge.base, recipe.merge.dtype) == ("original", "float16")
+
+
+def test_the_prompt_it_generates_from(recipe, tiny):
+    tokenizer = load_tokenizer(ModelConf(chat_template=recipe.model.chat_template), str(tiny))
+    (prompt,) = recipe.generate.prompts
+    tokens = prompt_tokens(tokenizer, prompt, recipe.generate.apply_chat_template)["input_ids"][0].tolist()
+    rendered = "<|user|>\nTell me something about Large Language Models.</s>\n<|assistant|>\n"
+    assert tokens == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_one_beginning_of_sequence(recipe, tiny):
+    """TinyLlama's tokenizer puts a BOS before each text, and its template renders none."""
+    tokenizer = load_tokenizer(ModelConf(chat_template=recipe.model.chat_template), str(tiny))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+    ids, labels = tokenize(tokenizer, turns, recipe.data.loss, recipe.trainer.max_length)
+    assert tokenizer.decode(ids) == "<s><|user|>\nHello?</s>\n<|assistant|>\nHello.</s>\n"
+    assert labels == ids
+
+
+def test_what_float16_trains_is_float32(recipe, tiny, rows, tmp_path, monkeypatch):
+    """trl casts the adapter of a quantized model to bfloat16; float16's loss scaling needs float32."""
+    recipe.model.name_or_path, recipe.model.device_map = str(tiny), None
+    recipe.data.path, recipe.data.split, recipe.cache_dir = str(rows), "train", str(tmp_path / "cache")
+    on_cpu = replace(T4, device="cpu", dtype="float32", compute_dtype="float32", optim="adamw_torch")
+    prepared = []
+
+    def prepare(model, **options):
+        prepared.append(options)
+        return prepare_model_for_kbit_training(model, **options)
+
+    monkeypatch.setattr(train, "prepare_model_for_kbit_training", prepare)
+    trainer = train.build_trainer(recipe, RunDir(tmp_path / "run"), replace(on_cpu, precision="float32"))
+    assert len(prepared) == 1
+    learnt = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert len(learnt) == 2 * 7 * 2 and all("lora_" in name for name in learnt)
+    assert {p.dtype for p in learnt.values()} == {torch.float32}
+    assert not any(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" not in name)
 
 
 def test_chat_template(tiny):
@@ -95,9 +143,13 @@ assert not [name for name in sys.modules if name.startswith("hydratune")]
 
 @pytest.mark.slow
 def test_whole_run(tiny, rows, hydratune, environment, tmp_path):
+    hub_like = tmp_path / "ultrachat"  # the split under its name on the hub, and another that is not to be read
+    hub_like.mkdir()
+    rows.rename(hub_like / "test_sft.jsonl")
+    (hub_like / "train_sft.jsonl").write_text("{}")
     done = hydratune(
         "experiment=tinyllama_ultrachat_qlora", f"model.name_or_path={tiny}", "model.dtype=float32",
-        "model.device_map=null", f"data.path={rows}", "quantization.bnb_4bit_compute_dtype=float32",
+        "model.device_map=null", f"data.path={hub_like}", "quantization.bnb_4bit_compute_dtype=float32",
         "trainer.optim=adamw_torch", "trainer.precision=float32", "trainer.max_steps=2", "benchmark=none",
         "run_dir=run",
     )  # fmt: skip

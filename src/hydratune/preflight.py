@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ def check(config: Config, stages: list[str]) -> None:
     for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     found: list[str] = []
-    for step in (_hardware, _data, _model, _options, _tasks):
-        try:
-            step(config, stages)
-        except ConfigError as error:
-            found += error.sentences
+    with warnings.catch_warnings():  # nothing is written yet, so there is no log that would take them
+        warnings.simplefilter("ignore")
+        for step in (_hardware, _data, _model, _options, _tasks):
+            try:
+                step(config, stages)
+            except ConfigError as error:
+                found += error.sentences
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
 

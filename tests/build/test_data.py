@@ -93,6 +93,18 @@ def test_what_is_accepted(name: str, content: str, tmp_path: Path) -> None:
     assert read_rows(DataConf(path=str(tmp_path / name))) == {1: exchange, 2: exchange}
 
 
+def test_a_folder_holds_a_file_for_each_split(tmp_path: Path) -> None:
+    (tmp_path / "test_sft.jsonl").write_text(GOOD)
+    (tmp_path / "train.json").write_text(f"[{GOOD}, {GOOD}]")
+    assert len(read_rows(DataConf(path=str(tmp_path), split="test_sft"))) == 1
+    assert len(read_rows(DataConf(path=str(tmp_path)))) == 2
+    with pytest.raises(ConfigError, match=r"data\.split=dev: .* found test_sft\.jsonl, train\.json\."):
+        read_rows(DataConf(path=str(tmp_path), split="dev"))
+    (tmp_path / "train.jsonl").write_text(GOOD)
+    with pytest.raises(ConfigError, match=r"must hold one of train\.jsonl, train\.json"):
+        read_rows(DataConf(path=str(tmp_path)))
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"], ids=ascii)
 def test_only_a_newline_ends_a_line_of_jsonl(separator: str, tmp_path: Path) -> None:
     """JSON may hold these unescaped in a string, as json.dumps(..., ensure_ascii=False) writes them."""

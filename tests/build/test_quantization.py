@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
@@ -29,6 +30,32 @@ def input_gradient(folder: Path, evaluate_first: bool, cured: bool) -> torch.Ten
     model.train()(inputs_embeds=embeddings, labels=ids).loss.backward()
     assert embeddings.grad is not None
     return copy.deepcopy(embeddings.grad)
+
+
+def test_gradients_survive_an_evaluation_during_training(wide: Path) -> None:
+    """Two models take the same steps, one of them evaluated before and between: their gradients stay the same."""
+    found = []
+    for evaluates in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(
+            wide, dtype=torch.float32, quantization_config=build_quantization(QuantizationConf("nf4"), "float32")
+        )
+        keep_gradients_on_cpu(model)
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learnt, lr=1e-2)
+        ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
+        for _ in range(3):
+            if evaluates:
+                with torch.no_grad():
+                    model.eval()(ids)
+                    model(ids[:, :1])
+            optimizer.zero_grad()
+            model.train()(ids, labels=ids).loss.backward()
+            optimizer.step()
+        found.append(torch.cat([p.grad.flatten() for p in learnt if p.grad is not None]))
+    assert found[0].norm() > 0
+    assert torch.equal(*found)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

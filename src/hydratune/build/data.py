@@ -30,12 +30,16 @@ def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
     Raises ConfigError naming file and row.
     """
     path = data_path(conf)
-    if path.endswith((".json", ".jsonl")):
+    if Path(path).is_dir():
+        rows = _read_json(_split_file(Path(path), conf.split))
+    elif path.endswith((".json", ".jsonl")):
         if conf.split != "train":
-            raise ConfigError(f"data.split={conf.split} is for data on the hub, and {path} is a file: leave it out.")
+            raise ConfigError(
+                f"data.split={conf.split} is for a folder or for data on the hub, and {path} is a file: leave it out."
+            )
         rows = _read_json(Path(path))
     elif Path(path).exists() or path.startswith(("/", ".")) or Path(path).suffix in NOT_YET:
-        raise ConfigError(f"data.path={path} must be a .json or .jsonl file, or a hub id.")
+        raise ConfigError(f"data.path={path} must be a .json or .jsonl file, a folder of them, or a hub id.")
     else:
         try:
             rows = load_dataset(path, split=conf.split).to_list()
@@ -56,6 +60,16 @@ def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
         more = [f"… and {len(wrong) - 3} further rows like these."] if len(wrong) > 3 else []
         raise ConfigError(wrong[:3] + more)
     return good
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    """`<split>.jsonl` or `<split>.json` in `folder`. Raises ConfigError where there is neither, or both."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
+    named = [p for p in files if p.stem == split]
+    if len(named) != 1:
+        found = ", ".join(p.name for p in files) or "no .json or .jsonl file"
+        raise ConfigError(f"data.split={split}: {folder} must hold one of {split}.jsonl, {split}.json, found {found}.")
+    return named[0]
 
 
 def _read_json(path: Path) -> list[Any]:

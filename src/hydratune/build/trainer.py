@@ -29,8 +29,9 @@ def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> 
         bf16=hardware.precision == "bfloat16",
         fp16=hardware.precision == "float16",
         use_cpu=hardware.device == "cpu",
-        gradient_checkpointing=t.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
+        # transformers' newer name for gradient checkpointing; the older one warns
+        activation_checkpointing=t.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
         logging_steps=t.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is not finite stops the run, it is not averaged away
         save_steps=t.save_steps,

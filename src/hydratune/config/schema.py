@@ -65,8 +65,8 @@ class LoraConf:
 class DataConf:
     """Rows of chat messages, and which of their tokens are supervised."""
 
-    path: str | None = None  # JSON or JSONL file, hub id, or "demo"
-    split: str = "train"
+    path: str | None = None  # JSON or JSONL file, folder of them, hub id, or "demo"
+    split: str = "train"  # of a hub id; of a folder, the file's name without its ending
     column: str = "messages"
     loss: str = choice("assistant", "completion", "all")
     max_rows: int | None = None
