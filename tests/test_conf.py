@@ -19,7 +19,7 @@ def composed(*overrides: str) -> Config:
 
 
 def test_all_options_are_found() -> None:
-    assert len(OPTIONS) == 25
+    assert len(OPTIONS) == 29
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)

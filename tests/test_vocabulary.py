@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import hydratune
-from hydratune.config.load import CONF_DIR, keys
+from hydratune.config.load import CONF_DIR
 from hydratune.config.schema import STAGES, Config
+from hydratune.config.values import schema_keys
 
 SRC = Path(hydratune.__file__).parent
 GROUPS = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
@@ -15,7 +16,7 @@ STAGE_SETTINGS = {"merge", "generate"}  # settings of a stage: values without al
 
 
 def test_every_conf_folder_is_a_group_with_a_build_file() -> None:
-    folders = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"experiment"}
+    folders = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"experiment", "sweep", "hydra"}
     assert folders == GROUPS.keys() - STAGE_SETTINGS
     assert folders <= {path.stem for path in (SRC / "build").glob("*.py")}
 
@@ -29,7 +30,7 @@ def test_every_stage_has_its_file() -> None:
     assert set(STAGES) == {path.stem for path in (SRC / "stages").glob("*.py")} - {"__init__"}
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", schema_keys())
 def test_every_key_is_read(key: str) -> None:
     """Somewhere outside the schema, a line reads `.name`: no key is accepted and not read."""
     name = key.rpartition(".")[2]

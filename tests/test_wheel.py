@@ -56,7 +56,7 @@ def test_what_it_holds(wheel: Path) -> None:
         (entry_points,) = (file.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     wanted = {
         "conf/config.yaml", "conf/experiment/demo.yaml", "demo/train.jsonl", "demo/test.jsonl",
-        "demo/demo_category.yaml", "demo/task.py", "chat_templates/tinyllama_chat.jinja", "main.py",
+        "conf/hydra/launcher/here.yaml", "demo/demo_category.yaml", "demo/task.py", "chat_templates/tinyllama_chat.jinja", "main.py",
     }  # fmt: skip
     assert {f"hydratune/{name}" for name in wanted} <= names
     in_conf = {f"hydratune/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
@@ -64,7 +64,7 @@ def test_what_it_holds(wheel: Path) -> None:
     assert "WordNet" in notice and "Princeton University" in notice
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert "hydratune = hydratune.main:main" in entry_points
-    stray = [name for name in names if not name.startswith(("hydratune/", "hydratune-"))]
+    stray = [name for name in names if not name.startswith(("hydratune/", "hydratune-", "hydra_plugins/"))]
     assert not stray and not [name for name in names if "__pycache__" in name or "tests" in name]
 
 
@@ -79,7 +79,7 @@ def test_the_demos_configuration(command, tmp_path: Path) -> None:
 
 def test_a_mistake_is_one_sentence(command, tmp_path: Path) -> None:
     said = command(tmp_path, "lora.rnak=3", status=2).stderr
-    assert said == "hydratune: There is no key lora.rnak (did you mean lora.r?).\n"
+    assert said == "hydratune: lora.rnak=3: there is no key lora.rnak (did you mean lora.r?).\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,7 +119,7 @@ def test_a_users_own_experiment(command, tmp_path: Path) -> None:
     assert (config["trainer"]["max_steps"], config["trainer"]["learning_rate"]) == (9, 3e-4)
 
     said = command(tmp_path, "--config-dir", "mine", "experiment=misspelt", status=2).stderr
-    assert said == "hydratune: There is no key lora.rnak (did you mean lora.r?).\n"
+    assert said == "hydratune: mine/experiment/misspelt.yaml:3: there is no key lora.rnak (did you mean lora.r?).\n"
     said = command(tmp_path, "--config-dir", "gone", "experiment=x", status=2).stderr
     assert "Traceback" not in said and "gone" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

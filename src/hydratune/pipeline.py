@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from hydratune.config.load import saved_form
 from hydratune.config.schema import STAGES, Config, ConfigError
+from hydratune.config.secrets import redacted_override
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, write_atomically, write_json
@@ -21,13 +23,16 @@ def run(config: Config, typed: list[str]) -> float | None:
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
     say(f"run directory: {config.run_dir}")
+    if not config.stages:
+        say("checked: nothing stands in the way, and stages=[] starts nothing")
+        return None
     if all(_finished(stage, config, run_dir) for stage in config.stages):
         for stage in config.stages:
             say(_skipped(stage, run_dir))
     else:
         run_dir.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir.config, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-        write_atomically(run_dir.overrides, yaml.safe_dump(typed))
+        write_atomically(run_dir.config, yaml.safe_dump(saved_form(config), sort_keys=False, allow_unicode=True))
+        write_atomically(run_dir.overrides, yaml.safe_dump([redacted_override(one) for one in typed]))
         _run_stages(config, run_dir)
     metrics = _collect(run_dir)
     comparison = run_dir.benchmark / "comparison.json"
@@ -57,7 +62,8 @@ def unfinished(config: Config) -> list[str]:
     """Those of `config.stages` that a run would really do."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir))
-    return [s for s in config.stages if not _finished(s, config, run_dir) and not nothing_to_do(s, config)]
+    stages = config.stages or STAGES  # stages=[] checks what a whole run needs
+    return [s for s in stages if not _finished(s, config, run_dir) and not nothing_to_do(s, config)]
 
 
 def needs(stage: str, config: Config) -> list[str]:

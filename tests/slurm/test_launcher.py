@@ -110,7 +110,7 @@ def test_a_mistake_fails_the_job_with_its_sentence(cluster: Cluster) -> None:
     assert status == 2
     failed = cluster.state(job)
     assert (failed["JobState"], failed["ExitCode"]) == ("FAILED", "2:0")
-    assert "There is no key lora.rnak (did you mean lora.r?)." in cluster.output(job)
+    assert "lora.rnak=3: there is no key lora.rnak (did you mean lora.r?)." in cluster.output(job)
 
 
 def test_a_signal_requeues_and_the_job_goes_on(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hydratune.build.cache import build_once
+from hydratune.build.sockets import load_socket
 from hydratune.config.schema import ConfigError, DataConf
 from hydratune.formats import messages
 
@@ -50,16 +52,35 @@ def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
     numbers = list(range(len(rows)))
     if conf.shuffle_seed is not None:
         numbers = Dataset.from_dict({"i": numbers}).shuffle(seed=conf.shuffle_seed)["i"]
+    formatted = _formatter(conf)
     wrong, good = [], {}
     for number in list(numbers)[: conf.max_rows]:
         try:
-            good[number + 1] = messages(rows[number], conf.column)
+            good[number + 1] = messages(formatted(rows[number]), conf.column)
         except ValueError as error:
             wrong.append(f"{path}, row {number + 1}: {error}.")
     if wrong:
         more = [f"… and {len(wrong) - 3} further rows like these."] if len(wrong) > 3 else []
         raise ConfigError(wrong[:3] + more)
     return good
+
+
+def _formatter(conf: DataConf) -> Callable[[Any], Any]:
+    """A row -> a row with the column of messages: as it stands, or as the user's own function makes it."""
+    if conf.formatter is None:
+        return lambda row: row
+    function = load_socket("data.formatter", conf.formatter)
+    if not callable(function):
+        raise ConfigError(f"data.formatter={conf.formatter} must be a function that takes a row.")
+
+    def formatted(row: Any) -> Any:
+        try:
+            made = function(row)
+        except Exception as error:  # the user's code may raise anything
+            raise ValueError(f"data.formatter={conf.formatter} failed: {type(error).__name__}: {error}") from error
+        return {conf.column: made} if isinstance(made, list) else made
+
+    return formatted
 
 
 def _split_file(folder: Path, split: str) -> Path:

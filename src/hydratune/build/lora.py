@@ -19,6 +19,12 @@ def build_lora(conf: LoraConf) -> LoraConfig | None:
         target_modules=list(targets) if isinstance(targets, list) else targets,
         bias=cast(Any, conf.bias),
         use_rslora=conf.use_rslora,
+        use_dora=conf.use_dora,
+        init_lora_weights=conf.init_lora_weights,
+        modules_to_save=conf.modules_to_save,
+        layers_to_transform=conf.layers_to_transform,
+        rank_pattern=dict(conf.rank_pattern),
+        alpha_pattern=dict(conf.alpha_pattern),
         task_type="CAUSAL_LM",
         **conf.extra,
     )

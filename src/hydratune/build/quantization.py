@@ -1,5 +1,7 @@
 """conf/quantization -> transformers.BitsAndBytesConfig."""
 
+from typing import Any
+
 import torch
 from transformers import BitsAndBytesConfig
 
@@ -10,13 +12,16 @@ def build_quantization(conf: QuantizationConf, compute_dtype: str) -> BitsAndByt
     """None for kind=none; `compute_dtype` is the settled dtype of 4-bit layers' products."""
     if conf.kind == "none":
         return None
+    shared: dict[str, Any] = {"llm_int8_skip_modules": conf.llm_int8_skip_modules, **conf.extra}
     if conf.kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=conf.llm_int8_threshold, **shared)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=conf.kind,
         bnb_4bit_use_double_quant=conf.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, conf.bnb_4bit_quant_storage),
+        **shared,
     )
 
 

@@ -2,10 +2,26 @@
 
 from pathlib import Path
 
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from hydratune.build.hardware import Hardware
-from hydratune.config.schema import Config
+from hydratune.build.sockets import load_socket
+from hydratune.config.schema import Config, ConfigError, TrainerConf
+
+
+def load_callbacks(conf: TrainerConf) -> list[TrainerCallback]:
+    """An instance of each class in `callbacks`. Raises ConfigError where one is no TrainerCallback."""
+    found = []
+    for named in conf.callbacks:
+        kind = load_socket("trainer.callbacks", named)
+        if not (isinstance(kind, type) and issubclass(kind, TrainerCallback)):
+            raise ConfigError(f"trainer.callbacks={named} must be a class made from transformers.TrainerCallback.")
+        try:
+            found.append(kind())
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(f"trainer.callbacks={named}: {kind.__name__}() failed: {error}.") from error
+    return found
 
 
 def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> SFTConfig:

@@ -17,130 +17,175 @@ class RunError(Exception):
     """A run that failed, or a run folder in the wrong state: one sentence. Exit status 1."""
 
 
-def choice(default: str, *others: str) -> Any:
-    """A string field that takes `default` or one of `others`; rules.py checks it."""
-    return field(default=default, metadata={"choices": (default, *others)})
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    choices: Sequence[str] = (),
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A field with what `hydratune explain` says of it and what values.py checks.
+
+    Bounds: > `above`, >= `least`, < `below`, <= `most`. With `choices`, `default` is one of them.
+    """
+    known: dict[str, Any] = {"meaning": meaning, "unit": unit, "choices": tuple(choices)}
+    known |= {"above": above, "least": least, "below": below, "most": most}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=known)
+    return field(default=default, metadata=known)
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
 class ModelConf:
     """Which pretrained model, and how it is loaded."""
 
-    name_or_path: str | None = None  # hub id or folder
-    revision: str | None = None
-    package: str | None = None  # installed Python package that holds gguf_file
-    gguf_file: str | None = None  # converted once into the cache
-    dtype: str = choice("auto", "float32", "bfloat16", "float16")
-    attn_implementation: str = choice("auto", "eager", "sdpa", "flash_attention_2")
-    device_map: str | None = None
-    chat_template: str | None = None  # one of ours by name, or a .jinja file; null: the tokenizer's own
-    trust_remote_code: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)  # further from_pretrained arguments
+    name_or_path: str | None = option(None, "hub id, or a folder")
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    package: str | None = option(None, "installed Python package that holds gguf_file")
+    gguf_file: str | None = option(None, "GGUF file in the folder, hub id or package; converted once into the cache")
+    dtype: str = option("auto", "of the weights in memory; auto is settled where the job runs", choices=DTYPES)
+    attn_implementation: str = option(
+        "auto", "attention; auto: sdpa", choices=("auto", "eager", "sdpa", "flash_attention_2")
+    )
+    device_map: str | None = option(None, "accelerate's placement of the layers, such as auto; null: one device")
+    chat_template: str | None = option(None, "one of ours by name, or a .jinja file; null: the tokenizer's own")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+    extra: dict[str, Any] = option({}, "further arguments of from_pretrained")
 
 
 @dataclass
 class QuantizationConf:
-    """bitsandbytes quantization of the frozen base (QLoRA, arXiv:2305.14314)."""
+    """bitsandbytes quantization of the frozen base (QLoRA, arXiv:2305.14314; LLM.int8(), arXiv:2208.07339)."""
 
-    kind: str = choice("none", "nf4", "fp4", "int8")
-    bnb_4bit_use_double_quant: bool = False
-    bnb_4bit_compute_dtype: str = choice("auto", "float32", "bfloat16", "float16")
+    kind: str = option("none", "data type of the frozen base weights", choices=("none", "nf4", "fp4", "int8"))
+    bnb_4bit_use_double_quant: bool = option(False, "quantize the quantization constants too")
+    bnb_4bit_compute_dtype: str = option("auto", "of 4-bit layers' products", choices=DTYPES)
+    bnb_4bit_quant_storage: str = option(
+        "uint8", "type that the packed weights are stored as", choices=("uint8", "float32", "bfloat16", "float16")
+    )
+    llm_int8_threshold: float = option(6.0, "inputs above this magnitude are multiplied in 16 bits", least=0)
+    llm_int8_skip_modules: list[str] | None = option(None, "modules that are not quantized; null: the head alone")
+    extra: dict[str, Any] = option({}, "further arguments of transformers.BitsAndBytesConfig")
 
 
 @dataclass
 class LoraConf:
     """Low-rank adapters (arXiv:2106.09685); names are peft.LoraConfig's."""
 
-    kind: str = choice("none", "lora")
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0  # probability
-    target_modules: Any = "all-linear"  # "all-linear" or a list of module names
-    bias: str = choice("none", "all", "lora_only")
-    use_rslora: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)  # further peft.LoraConfig arguments
+    kind: str = option("none", "none trains every weight", choices=("none", "lora"))
+    r: int = option(16, "rank of the adapter", above=0)
+    lora_alpha: int = option(32, "the adapter is scaled by lora_alpha / r", above=0)
+    lora_dropout: float = option(0.0, "on the adapter's input", unit="probability", least=0, below=1)
+    target_modules: Any = option("all-linear", "all-linear, a list of module names, or a regular expression")
+    bias: str = option("none", "which biases are trained too", choices=("none", "all", "lora_only"))
+    use_rslora: bool = option(False, "scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
+    use_dora: bool = option(False, "train magnitude and direction apart (arXiv:2402.09353)")
+    init_lora_weights: Any = option(True, "true, or a method's name such as gaussian")
+    modules_to_save: list[str] | None = option(None, "modules that are trained whole and saved with the adapter")
+    layers_to_transform: list[int] | None = option(None, "numbers of the layers that get an adapter; null: all")
+    rank_pattern: dict[str, Any] = option({}, "module name or regular expression -> its rank")
+    alpha_pattern: dict[str, Any] = option({}, "module name or regular expression -> its lora_alpha")
+    extra: dict[str, Any] = option({}, "further arguments of peft.LoraConfig")
 
 
 @dataclass
 class DataConf:
     """Rows of chat messages, and which of their tokens are supervised."""
 
-    path: str | None = None  # JSON or JSONL file, folder of them, hub id, or "demo"
-    split: str = "train"  # of a hub id; of a folder, the file's name without its ending
-    column: str = "messages"
-    loss: str = choice("assistant", "completion", "all")
-    max_rows: int | None = None
-    shuffle_seed: int | None = None
+    path: str | None = option(None, 'JSON or JSONL file, a folder of them, a hub id, or "demo"')
+    split: str = option("train", "of a hub id; of a folder, the file's name without its ending")
+    column: str = option("messages", "column that holds a row's messages")
+    formatter: str | None = option(None, "module:function of yours that turns a row into messages")
+    loss: str = option(
+        "assistant",
+        "supervised tokens: every assistant turn, the last one, or all",
+        choices=("assistant", "completion", "all"),
+    )
+    max_rows: int | None = option(None, "rows to take, after shuffling; null: all", unit="rows", above=0)
+    shuffle_seed: int | None = option(None, "shuffle the rows once with this seed; null: as they stand", least=0)
 
 
 @dataclass
 class TrainerConf:
     """Names are transformers.TrainingArguments' and trl.SFTConfig's own."""
 
-    kind: str = choice("sft")
-    max_length: int = 512  # tokens
-    max_steps: int = -1  # optimizer steps; -1: num_train_epochs decides
-    num_train_epochs: float = 1.0
-    per_device_train_batch_size: int = 2  # rows
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-4
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optim: str = "auto"  # auto: paged_adamw_32bit for a quantized model on CUDA, else adamw_torch
-    precision: str = choice("auto", "float32", "bfloat16", "float16")  # autocast
-    gradient_checkpointing: bool = False
-    logging_steps: int = 1
-    save_steps: int = 500
-    save_total_limit: int = 2
-    extra: dict[str, Any] = field(default_factory=dict)  # further SFTConfig arguments
+    kind: str = option("sft", "training method", choices=("sft",))
+    max_length: int = option(512, "longer rows are cut", unit="tokens", above=0)
+    max_steps: int = option(-1, "length of training; -1: num_train_epochs decides", unit="optimizer steps", least=-1)
+    num_train_epochs: float = option(1.0, "passes over the rows, where max_steps is -1", unit="epochs", above=0)
+    per_device_train_batch_size: int = option(2, "rows a device takes at once", unit="rows", above=0)
+    gradient_accumulation_steps: int = option(1, "batches an optimizer step sums up", unit="batches", above=0)
+    learning_rate: float = option(2e-4, "peak of the schedule", above=0)
+    lr_scheduler_type: str = option("cosine", "shape of the schedule, one of transformers.SchedulerType")
+    warmup_steps: float = option(0, "rise to learning_rate; below 1 a share of all", unit="optimizer steps", least=0)
+    weight_decay: float = option(0.0, "of the optimizer", least=0)
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never", least=0)
+    optim: str = option("auto", "auto: paged_adamw_32bit for a quantized model on CUDA, else adamw_torch")
+    precision: str = option("auto", "autocast of the products (bf16 and fp16 of transformers)", choices=DTYPES)
+    gradient_checkpointing: bool = option(False, "compute activations again instead of keeping them")
+    logging_steps: int = option(1, "distance of the lines in train_log.jsonl", unit="optimizer steps", above=0)
+    save_steps: int = option(500, "distance of the checkpoints", unit="optimizer steps", above=0)
+    save_total_limit: int = option(2, "checkpoints that are kept", above=0)
+    callbacks: list[str] = option([], "module:Class of yours, each a transformers.TrainerCallback")
+    extra: dict[str, Any] = option({}, "further arguments of trl.SFTConfig")
 
 
 @dataclass
 class MergeConf:
     """Which base the adapter is merged onto, and how the result is stored and proven."""
 
-    base: str = choice("auto", "dequantized", "original")
-    dtype: str = choice("auto", "float32", "bfloat16", "float16")  # auto: the base checkpoint's own
-    verify: bool = True
-    # greatest mean KL divergence in nats, adapter model against merged folder, both computed in float32;
-    # null: 1e-3 for a float32 folder, 2e-2 for a 16-bit one, whose rounding alone gives about 5e-3
-    tolerance: float | None = None
+    base: str = option(
+        "auto",
+        "auto: dequantized where the adapter was trained on 4-bit weights, else original",
+        choices=("auto", "dequantized", "original"),
+    )
+    dtype: str = option("auto", "of merged/; auto: the base checkpoint's own", choices=DTYPES)
+    verify: bool = option(True, "compare the merged model with the one that was trained")
+    # a 16-bit folder's rounding alone gives about 5e-3
+    tolerance: float | None = option(
+        None, "greatest mean KL divergence; null: 1e-3 for a float32 folder, else 2e-2", unit="nats", above=0
+    )
 
 
 @dataclass
 class BenchmarkConf:
     """lm-eval tasks, run on base, adapter and merged model."""
 
-    tasks: list[str] = field(default_factory=list)
-    include_path: str | None = None  # folder of task YAML files, or "demo"
-    limit: int | None = None  # documents a task; null: all
-    num_fewshot: int | None = None
-    apply_chat_template: bool = True
-    batch_size: int = 8
-    models: list[str] = field(default_factory=lambda: ["base", "adapter", "merged"])
+    tasks: list[str] = option([], "names of lm-eval tasks or groups")
+    include_path: str | None = option(None, 'folder of task YAML files, or "demo"')
+    limit: int | None = option(None, "documents of each task; null: all", unit="documents", above=0)
+    num_fewshot: int | None = option(None, "examples in the prompt; null: the task's own number", least=0)
+    apply_chat_template: bool = option(True, "ask through the chat template, as in training")
+    batch_size: int = option(8, "requests at once", above=0)
+    models: list[str] = option(["base", "adapter", "merged"], "which models are evaluated")
 
 
 @dataclass
 class GenerateConf:
     """Prompts for the tuned model."""
 
-    prompts: list[str] = field(default_factory=list)
-    apply_chat_template: bool = True
-    max_new_tokens: int = 64
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
+    prompts: list[str] = option([], "questions to base and tuned model")
+    apply_chat_template: bool = option(True, "ask through the chat template, as in training")
+    max_new_tokens: int = option(64, "length of an answer", unit="tokens", above=0)
+    do_sample: bool = option(False, "draw tokens; false: the likeliest each time")
+    temperature: float = option(1.0, "divides the logits before drawing", above=0)
+    top_p: float = option(1.0, "draw from the likeliest tokens of this mass", unit="probability", above=0, most=1)
 
 
 @dataclass
 class TrackingConf:
     """Where the training log goes besides train_log.jsonl."""
 
-    kind: str = choice("off", "wandb")
-    project: str = "hydratune"
-    mode: str = choice("online", "offline")
+    kind: str = option("off", "tracker", choices=("off", "wandb"))
+    project: str = option("hydratune", "project in the tracker")
+    mode: str = option("online", "offline: files for wandb sync", choices=("online", "offline"))
 
 
 STAGES = ("prepare", "train", "merge", "evaluate", "generate")
@@ -150,11 +195,14 @@ STAGES = ("prepare", "train", "merge", "evaluate", "generate")
 class Config:
     """One run, whole."""
 
-    name: str = "run"
-    seed: int = 42
-    run_dir: str | None = None  # null: runs/<name>-<8 hex digits of the config hash>
-    cache_dir: str | None = None  # null: $HYDRATUNE_CACHE, else ~/.cache/hydratune
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    name: str = option("run", "in the run directory's name and in the tracker")
+    seed: int = option(42, "of initialisation, order, dropout and sampling", least=0, below=2**32)
+    run_dir: str | None = option(None, "folder of the run; null: runs/<name>-<8 digits of the settings' hash>")
+    cache_dir: str | None = option(
+        None, "token caches and converted models; null: $HYDRATUNE_CACHE, else ~/.cache/hydratune"
+    )
+    trust: bool = option(False, "import Python code that a saved run's configuration names")
+    stages: list[str] = option(list(STAGES), "what to do, in this order; []: check everything, start nothing")
     model: ModelConf = field(default_factory=ModelConf)
     quantization: QuantizationConf = field(default_factory=QuantizationConf)
     lora: LoraConf = field(default_factory=LoraConf)

@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -13,6 +14,11 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
             words = row["verdict"]
         value = _with_error(row["value"], row["stderr"], "")
         lines.append((row["task"], row["metric"], row["model"], str(row["n"]), value, difference, words))
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as aligned text, a line each."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 

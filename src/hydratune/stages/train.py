@@ -20,7 +20,7 @@ from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer, model_source
 from hydratune.build.tracking import finish_tracking, set_up_tracking
-from hydratune.build.trainer import build_trainer_args
+from hydratune.build.trainer import build_trainer_args, load_callbacks
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import on_terminal, progress, say
@@ -79,6 +79,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
         train_dataset=tokens,
         processing_class=tokenizer,
         peft_config=build_lora(config.lora),
+        callbacks=load_callbacks(config.trainer),
     )
     if hardware.precision != "bfloat16":
         # trl casts the adapter of a quantized model to bfloat16 whatever the precision is; fp16's loss

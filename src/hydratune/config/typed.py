@@ -1,0 +1,61 @@
+"""The command line, taken apart: overrides, and the few options that are not overrides."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from hydratune.config.schema import ConfigError
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What stands after `hydratune`. `rest` is what Hydra gets."""
+
+    overrides: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+    config_name: str = "config"
+    multirun: bool = False
+    from_run: str | None = None
+    rest: list[str] = field(default_factory=list)
+
+    def without(self, words: list[str]) -> "Typed":
+        """The same without some of its overrides."""
+        return replace(self, overrides=[word for word in self.overrides if word not in words])
+
+
+def split_arguments(arguments: list[str]) -> Typed:
+    """Raises ConfigError for an option without its value, and for one that there isn't."""
+    from hydra._internal.utils import get_args_parser
+
+    arguments, from_run = _take_from(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    known = parser.parse_intermixed_args(arguments)
+    overrides = list(known.overrides)
+    # Hydra's own parser takes overrides on one side of its options only
+    rest = [argument for argument in arguments if argument not in overrides] + overrides
+    return Typed(
+        overrides=overrides,
+        config_dir=known.config_dir,
+        config_name=known.config_name or "config",
+        multirun=known.multirun,
+        from_run=from_run,
+        rest=rest,
+    )
+
+
+def _take_from(arguments: list[str]) -> tuple[list[str], str | None]:
+    """`--from RUN` or `--from=RUN`, which Hydra doesn't know."""
+    for at, argument in enumerate(arguments):
+        if argument == "--from":
+            if at + 1 == len(arguments):
+                raise ConfigError("--from needs a run's folder: hydratune --from runs/RUN KEY=VALUE ...")
+            return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
+        if argument.startswith("--from="):
+            return arguments[:at] + arguments[at + 1 :], argument.removeprefix("--from=")
+    return arguments, None
+
+
+def _refuse(message: str) -> NoReturn:
+    found = re.sub(r"^unrecognized arguments: ", "", message)
+    raise ConfigError(f"{found}: there is no such option; type hydratune --help.")
