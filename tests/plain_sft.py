@@ -17,6 +17,8 @@ parser.add_argument("out", type=Path)
 parser.add_argument("--loss", choices=["all", "completion"], required=True)
 parser.add_argument("--steps", type=int, default=4)
 parser.add_argument("--batch", type=int, default=2)
+parser.add_argument("--accumulate", type=int, default=1)
+parser.add_argument("--warmup", type=int, default=0)
 parser.add_argument("--nf4", action="store_true")
 args = parser.parse_args()
 
@@ -34,8 +36,8 @@ trainer = SFTTrainer(
     model=model,
     args=SFTConfig(
         output_dir=str(args.out / "checkpoints"), seed=42, max_length=512, max_steps=args.steps,
-        per_device_train_batch_size=args.batch, gradient_accumulation_steps=1, learning_rate=2e-4,
-        lr_scheduler_type="cosine", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch",
+        per_device_train_batch_size=args.batch, gradient_accumulation_steps=args.accumulate, learning_rate=2e-4,
+        lr_scheduler_type="cosine", warmup_steps=args.warmup, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch",
         bf16=False, fp16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1, save_steps=100,
         report_to="none", completion_only_loss=args.loss == "completion",
     ),

@@ -13,16 +13,23 @@ SCRIPT = Path(__file__).with_name("plain_sft.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["all", "completion"])
-def test_same_losses_and_adapter_as_a_plain_script(loss, tiny, rows, hydratune, environment, tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "kind", "accumulate"), [("all", "none", 1), ("completion", "none", 2), ("completion", "nf4", 2)]
+)
+def test_same_losses_and_adapter_as_a_plain_script(
+    loss, kind, accumulate, tiny, rows, hydratune, environment, tmp_path
+):
     ours = hydratune(
-        "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
+        "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", f"quantization={kind}",
         "lora=all_linear", "trainer.max_steps=4", "trainer.save_steps=100", "stages=[prepare,train]", "run_dir=run",
-        f"data.loss={loss}",
+        f"data.loss={loss}", f"trainer.gradient_accumulation_steps={accumulate}", "trainer.warmup_steps=1",
     )  # fmt: skip
     assert ours.returncode == 0, ours.stdout + ours.stderr
     plain = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tiny), str(rows), "plain", "--loss", loss],
+        [
+            sys.executable, str(SCRIPT), str(tiny), str(rows), "plain", "--loss", loss, "--warmup", "1",
+            "--accumulate", str(accumulate), *(["--nf4"] if kind == "nf4" else []),
+        ],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert plain.returncode == 0, plain.stdout + plain.stderr

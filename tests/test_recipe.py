@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 from hydra import compose, initialize_config_dir
 from peft import prepare_model_for_kbit_training
 from tokenizers.processors import TemplateProcessing
 
-from hydratune.build.data import tokenize
-from hydratune.build.hardware import Hardware
+from hydratune.build.data import read_rows, tokenize
+from hydratune.build.hardware import Hardware, resolve
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_tokenizer
 from hydratune.build.quantization import build_quantization
@@ -20,6 +21,7 @@ from hydratune.config.load import CONF_DIR, to_config
 from hydratune.config.rules import broken_rules
 from hydratune.config.schema import ModelConf
 from hydratune.run.layout import RunDir
+from hydratune.stages import prepare as prepare_stage
 from hydratune.stages import train
 from hydratune.stages.generate import prompt_tokens
 
@@ -111,7 +113,9 @@ def test_what_float16_trains_is_float32(recipe, tiny, rows, tmp_path, monkeypatc
         return prepare_model_for_kbit_training(model, **options)
 
     monkeypatch.setattr(train, "prepare_model_for_kbit_training", prepare)
-    trainer = train.build_trainer(recipe, RunDir(tmp_path / "run"), replace(on_cpu, precision="float32"))
+    on_cpu, run = replace(on_cpu, precision="float32"), RunDir(tmp_path / "run")
+    prepare_stage.run(recipe, run, on_cpu)
+    trainer = train.build_trainer(recipe, run, on_cpu)
     assert len(prepared) == 1
     learnt = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert len(learnt) == 2 * 7 * 2 and all("lora_" in name for name in learnt)
@@ -130,6 +134,19 @@ def test_chat_template(tiny):
     assert rendered == "<|system|>\nBe brief.</s>\n<|user|>\nHello?</s>\n<|assistant|>\nHello.</s>\n"
     prompt = tokenizer.apply_chat_template(turns[:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|system|>\nBe brief.</s>\n<|user|>\nHello?</s>\n<|assistant|>\n"
+
+
+def test_the_rows_are_those_of_datasets_own_shuffle(recipe, rows):
+    whole = Dataset.from_json(str(rows))
+    recipe.data.path, recipe.data.split, recipe.data.max_rows = str(rows), "train", 10
+    ours = list(read_rows(recipe.data).values())
+    assert ours == whole.shuffle(seed=42).select(range(10))["messages"] != whole.select(range(10))["messages"]
+
+
+def test_auto_on_a_gpu_is_what_the_recipe_says(recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve(recipe) == T4
 
 
 USE_MERGED = """

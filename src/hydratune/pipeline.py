@@ -14,7 +14,7 @@ from hydratune.config.schema import STAGES, Config, ConfigError
 from hydratune.config.secrets import redacted_override
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
-from hydratune.run.layout import RunDir, write_atomically, write_json
+from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
 from hydratune.run.table import comparison_table
 
 
@@ -31,9 +31,11 @@ def run(config: Config, typed: list[str]) -> float | None:
             say(_skipped(stage, run_dir))
     else:
         run_dir.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir.config, yaml.safe_dump(saved_form(config), sort_keys=False, allow_unicode=True))
-        write_atomically(run_dir.overrides, yaml.safe_dump([redacted_override(one) for one in typed]))
-        _run_stages(config, run_dir)
+        with alone_in(run_dir):
+            text = yaml.safe_dump(saved_form(config), sort_keys=False, allow_unicode=True)
+            write_atomically(run_dir.config, text)
+            write_atomically(run_dir.overrides, yaml.safe_dump([redacted_override(one) for one in typed]))
+            _run_stages(config, run_dir)
     metrics = _collect(run_dir)
     comparison = run_dir.benchmark / "comparison.json"
     if "evaluate" in config.stages and comparison.is_file():
@@ -48,9 +50,10 @@ def check_inputs(config: Config) -> None:
     run_dir = RunDir(Path(config.run_dir))
     wrong = []
     for stage in config.stages:
-        for need in needs(stage, config):
-            if need not in config.stages and receipt.read(run_dir, need) is None:
-                wrong.append(f"{stage} needs {need}: set stages=[{need},{stage}].")
+        missing = _missing(stage, config, run_dir)
+        if missing:
+            chain = [s for s in STAGES if s in {*missing, *config.stages}]
+            wrong.append(f"{stage} needs {' and '.join(missing)}: set stages=[{','.join(chain)}].")
         reason = nothing_to_do(stage, config)
         if reason and config.stages != list(STAGES):
             wrong.append(f"stage {stage} was asked for, but has nothing to do: {reason}.")
@@ -58,12 +61,26 @@ def check_inputs(config: Config) -> None:
         raise ConfigError(wrong)
 
 
+def _missing(stage: str, config: Config, run_dir: RunDir) -> list[str]:
+    """The stages that `stage` needs, directly or not, that are neither asked for nor finished, in their order."""
+    missing: set[str] = set()
+    for need in needs(stage, config):
+        if need not in config.stages and not receipt.is_whole(run_dir, need):
+            missing |= {need, *_missing(need, config, run_dir)}
+    return [s for s in STAGES if s in missing]
+
+
 def unfinished(config: Config) -> list[str]:
     """Those of `config.stages` that a run would really do."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir))
     stages = config.stages or STAGES  # stages=[] checks what a whole run needs
-    return [s for s in stages if not _finished(s, config, run_dir) and not nothing_to_do(s, config)]
+    redone: list[str] = []
+    for stage in stages:
+        again = not _finished(stage, config, run_dir) or set(needs(stage, config)) & set(redone)
+        if again and not nothing_to_do(stage, config):
+            redone.append(stage)
+    return redone
 
 
 def needs(stage: str, config: Config) -> list[str]:
@@ -91,17 +108,31 @@ def nothing_to_do(stage: str, config: Config) -> str | None:
 
 
 def _key(stage: str, config: Config) -> Any:
-    """What a finished stage depends on besides the trained settings, which never change in a run directory."""
-    return (
-        asdict(getattr(config, owner))
-        if (owner := {"evaluate": "benchmark"}.get(stage, stage)) in vars(config)
-        else None
-    )
+    """The settings that may change in a run directory and that `stage` depends on."""
+    whole = saved_form(config)
+    if stage == "prepare":  # before training has begun
+        return [whole["model"], whole["data"], whole["trainer"]["max_length"]]
+    return whole["benchmark" if stage == "evaluate" else stage] if stage in ("merge", "evaluate", "generate") else None
 
 
 def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:
+    """Whether `stage` is done with these settings, on what the stages before it have left, and its files are there."""
     done = receipt.read(run_dir, stage)
-    return done is not None and done["key"] == _key(stage, config)
+    return (
+        done is not None
+        and receipt.is_whole(run_dir, stage)
+        and done.get("key") == _plain(_key(stage, config))
+        and done.get("inputs") == _inputs(stage, config, run_dir)
+    )
+
+
+def _inputs(stage: str, config: Config, run_dir: RunDir) -> dict[str, str | None]:
+    """Each needed stage and the digest of its receipt, which changes when that stage is done again."""
+    return {need: receipt.digest(run_dir, need) for need in needs(stage, config)}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _skipped(stage: str, run_dir: RunDir) -> str:
@@ -116,12 +147,13 @@ def _run_stages(config: Config, run_dir: RunDir) -> None:
         if _finished(stage, config, run_dir):
             say(_skipped(stage, run_dir))
             continue
-        facts = {"needs": needs(stage, config), "key": _key(stage, config)}
+        facts = {"key": _key(stage, config), "inputs": _inputs(stage, config, run_dir)}
         reason = nothing_to_do(stage, config)
         if reason:
-            receipt.write(run_dir, stage, {"status": f"skipped: {reason}", "metrics": {}, **facts})
+            receipt.write(run_dir, stage, {"status": f"skipped: {reason}", "metrics": {}, "outputs": {}, **facts})
             say(_skipped(stage, run_dir))
             continue
+        receipt.remove(run_dir, stage)  # so that none tells of files which are being replaced
         say(f"{stage:9} …")
         start, began = time.monotonic(), time.time()
         with quiet(run_dir.log):

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from hydratune import pipeline, preflight
 from hydratune.config.load import saved_form, to_config
 from hydratune.config.rules import broken_rules
-from hydratune.config.saved import begun, put
+from hydratune.config.saved import begun, make_absolute, put
 from hydratune.config.schema import Config, ConfigError
-from hydratune.config.secrets import redacted
+from hydratune.config.secrets import redacted, redacted_override
 from hydratune.config.sources import group_options
 from hydratune.config.values import converted, value_problems
 from hydratune.run.console import say
@@ -68,7 +68,8 @@ def checked_jobs(loader: ConfigLoader, master: DictConfig, overrides: Sequence[S
         if config.run_dir is not None:
             raise ConfigError(f"run_dir={config.run_dir} is one folder for all jobs: set hydra.sweep.dir instead.")
         config.run_dir = str(root / str(number))
-        jobs.append(Job(number, [word for word in words if word not in shared], config))
+        make_absolute(config)
+        jobs.append(Job(number, [redacted_override(word) for word in words if word not in shared], config))
     said: dict[str, list[Job]] = {}
     later = []
     for job in jobs:

@@ -6,21 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
-from hydratune.config.schema import QuantizationConf
+from hydratune.build.hardware import resolve
+from hydratune.build.model import load_model
+from hydratune.build.quantization import build_quantization
+from hydratune.config.schema import Config, ModelConf, QuantizationConf
 
 AVX512_BF16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
 
 
+def loaded(folder: Path) -> PreTrainedModel:
+    return load_model(ModelConf(), str(folder), resolve(Config()), QuantizationConf("nf4"))
+
+
 def input_gradient(folder: Path, evaluate_first: bool, cured: bool) -> torch.Tensor:
-    """Gradient of the loss for the input embeddings, shape (1, T, H)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, quantization_config=build_quantization(QuantizationConf("nf4"), "float32")
+    """Gradient of the loss for the input embeddings, shape (1, T, H); `cured`: of a model as hydratune loads it."""
+    model = (
+        loaded(folder)
+        if cured
+        else AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, quantization_config=build_quantization(QuantizationConf("nf4"), "float32")
+        )
     )
-    if cured:
-        keep_gradients_on_cpu(model)
     ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
     if evaluate_first:
         with torch.no_grad():
@@ -36,12 +44,8 @@ def test_gradients_survive_an_evaluation_during_training(wide: Path) -> None:
     """Two models take the same steps, one of them evaluated before and between: their gradients stay the same."""
     found = []
     for evaluates in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(
-            wide, dtype=torch.float32, quantization_config=build_quantization(QuantizationConf("nf4"), "float32")
-        )
-        keep_gradients_on_cpu(model)
         torch.manual_seed(0)
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(loaded(wide), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
         learnt = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learnt, lr=1e-2)
         ids = torch.tensor([[3, 4, 5, 6, 7, 8]])

@@ -17,6 +17,7 @@ from hydratune.build.model import load_model
 from hydratune.config.load import CONF_DIR, to_config
 from hydratune.config.schema import Config, ModelConf, QuantizationConf
 from hydratune.run.layout import RunDir
+from hydratune.stages import prepare
 from hydratune.stages.train import build_trainer
 
 pytestmark = pytest.mark.gpu
@@ -39,6 +40,11 @@ def configuration(tiny: Path, rows: Path, *overrides: str) -> Config:
         return to_config(compose("config", [*overrides, *shared]))
 
 
+def prepared_trainer(config: Config, run: RunDir):
+    prepare.run(config, run, resolve(config))
+    return build_trainer(config, run, resolve(config))
+
+
 def losses(trainer) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
@@ -49,7 +55,7 @@ def test_a_quantized_model_gets_a_paged_optimizer(tiny: Path, rows: Path, tmp_pa
     config = configuration(tiny, rows, "model=local", "data=jsonl", "quantization=nf4")
     hardware = resolve(config)
     assert (hardware.device, hardware.optim) == ("cuda", "paged_adamw_32bit")
-    trainer = build_trainer(config, RunDir(tmp_path / "run"), hardware)
+    trainer = prepared_trainer(config, RunDir(tmp_path / "run"))
     trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # without accelerate's wrapper
     assert isinstance(optimizer, bnb.optim.AdamW) and optimizer.is_paged
@@ -60,7 +66,7 @@ def test_a_quantized_model_gets_a_paged_optimizer(tiny: Path, rows: Path, tmp_pa
 
 def test_the_float16_recipe_trains_float32_adapters(tiny: Path, rows: Path, tmp_path: Path) -> None:
     config = configuration(tiny, rows, "experiment=tinyllama_ultrachat_qlora", "trainer.gradient_accumulation_steps=1")
-    trainer = build_trainer(config, RunDir(tmp_path / "run"), resolve(config))
+    trainer = prepared_trainer(config, RunDir(tmp_path / "run"))
     assert trainer.args.fp16 and not trainer.args.bf16
     model = trainer.model
     assert model is not None

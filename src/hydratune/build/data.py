@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hydratune.build.cache import build_once
 from hydratune.build.sockets import load_socket
-from hydratune.config.schema import ConfigError, DataConf
+from hydratune.config.schema import ConfigError, DataConf, RunError
 from hydratune.formats import messages
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -188,6 +188,26 @@ def build_tokens(conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length:
         Dataset.from_dict(columns).save_to_disk(folder)
 
     return build_once(cache / "tokens" / key, build)
+
+
+def open_tokens(
+    prepared: Path, conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path
+) -> Dataset:
+    """The rows that the stage prepare chose, columns input_ids and labels, whatever became of the source since.
+
+    `prepared` is the file that it left. Built again where the cache has lost them. Raises RunError where that gives
+    other rows, because the source has changed.
+    """
+    key = json.loads(prepared.read_text(encoding="utf-8"))["tokens"]
+    folder = cache / "tokens" / key
+    if not folder.is_dir():
+        built = build_tokens(conf, tokenizer, max_length, cache)
+        if built.name != key:
+            raise RunError(
+                f"{data_path(conf)} is not what it was when this run prepared its tokens, and the cache has lost them: "
+                "bring it back as it was, or begin in another run_dir."
+            )
+    return load_tokens(folder)
 
 
 def load_tokens(folder: Path) -> Dataset:

@@ -1,6 +1,7 @@
 """`auto` settled on the machine where the job runs; what the machine can't do, refused."""
 
 import importlib.util
+import os
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +21,28 @@ class Hardware:
     attn_implementation: str
 
 
+def _processes() -> list[str]:
+    """What is wrong with how many processes were started: each would take itself for the only one."""
+    environment = os.environ
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        return [f"WORLD_SIZE={environment['WORLD_SIZE']}: a run is one process; start it without torchrun."]
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return [f"This Slurm step has {environment['SLURM_STEP_NUM_TASKS']} tasks: a run is one; set --ntasks=1."]
+    return []
+
+
 def resolve(config: Config) -> Hardware:
     """Settle dtype, optimizer and attention. Raises ConfigError, one sentence for each value refused."""
     cuda = torch.cuda.is_available()
     # bf16 products are slower than float32 ones on CPUs without AMX, so a CPU's auto is float32
     best = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
-    wrong = []
+    wrong = _processes()
     if not cuda:
+        if config.model.device_map and "cuda" in config.model.device_map:
+            wrong.append(
+                f"model.device_map={config.model.device_map} needs CUDA, and this machine has none: "
+                "set model.device_map=null."
+            )
         if config.trainer.optim.startswith("paged"):
             wrong.append(
                 f"trainer.optim={config.trainer.optim} needs CUDA, and this machine has none: set trainer.optim=adamw_torch."

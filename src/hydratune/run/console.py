@@ -1,6 +1,7 @@
 """What the user sees. The libraries' own output goes to the run's log file."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +9,21 @@ from pathlib import Path
 from typing import TextIO
 
 _screen: TextIO = sys.stdout
+_bar_open = False  # whether the last line on the screen is a bar that has not ended
 
 
 def say(text: str = "") -> None:
     """A line on the user's screen, also while the libraries are quiet."""
+    end_bar()
     _write(text + "\n")
+
+
+def end_bar() -> None:
+    """What comes next begins on a line of its own."""
+    global _bar_open
+    if _bar_open:
+        _bar_open = False
+        _write("\n")
 
 
 def on_terminal() -> bool:
@@ -22,12 +33,15 @@ def on_terminal() -> bool:
 
 def progress(done: int, total: int, text: str) -> None:
     """`done` of `total` steps."""
+    global _bar_open
     if not on_terminal():
         say(f"  step {done}/{total}  {text}")
         return
     filled = 24 * done // total
-    bar = "█" * filled + "░" * (24 - filled)
-    _write(f"\r\x1b[2K  {bar} step {done}/{total}  {text}" + ("\n" if done == total else ""))
+    line = f"  {'█' * filled}{'░' * (24 - filled)} step {done}/{total}  {text}"
+    _bar_open = True
+    # a line that is wider than the terminal would leave its upper half behind at each step
+    _write(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}")
 
 
 def _write(text: str) -> None:
@@ -54,6 +68,7 @@ def quiet(log: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        end_bar()
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(kept[0], 1)

@@ -1,10 +1,16 @@
 """The run directory: every path by name, and files written whole or not at all."""
 
+import fcntl
 import json
 import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hydratune.config.schema import RunError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -24,6 +30,24 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, default=plain, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def alone_in(run: "RunDir") -> Iterator[None]:
+    """Hold the run directory; the system lets go of it when the process ends, however it ends.
+
+    Raises RunError where another process is at work there.
+    """
+    with (run.root / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(f"Another process ({file.read().strip()}) is at work in {run.root}.") from None
+        file.truncate(0)
+        file.write(f"{platform.node()}, process {os.getpid()}")
+        file.flush()
+        yield
+
+
 @dataclass(frozen=True)
 class RunDir:
     """One run on disk."""
@@ -39,6 +63,11 @@ class RunDir:
     def overrides(self) -> Path:
         """What was typed, YAML."""
         return self.root / ".hydra" / "overrides.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        """Which folder of the token cache the run trains on, JSON."""
+        return self.root / "prepared.json"
 
     @property
     def checkpoints(self) -> Path:

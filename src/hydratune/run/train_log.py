@@ -7,9 +7,12 @@ from typing import Any
 from hydratune.run.layout import write_atomically
 
 
-def cut_log(path: Path, step: int) -> None:
-    """Forget what was logged after `step`, where training goes on, and a last line that a kill cut off."""
-    kept = []
+def cut_log(path: Path, step: int) -> float:
+    """Forget what was logged after `step`, where training goes on, and a last line that a kill cut off.
+
+    Returns the seconds of training that the last line kept tells of.
+    """
+    kept, seconds = [], 0.0
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
@@ -17,7 +20,9 @@ def cut_log(path: Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
+            seconds = entry.get("seconds", 0.0)
     write_atomically(path, "".join(kept))
+    return seconds
 
 
 def append_log(path: Path, entry: dict[str, Any]) -> None:

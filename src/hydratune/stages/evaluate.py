@@ -28,6 +28,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model, source)
     os.environ.setdefault("LM_HARNESS_CACHE_PATH", str(cache_dir(config) / "lm_eval"))
     tasks = build_tasks(conf)
+    (run.benchmark / "comparison.json").unlink(missing_ok=True)
     results: dict[str, dict[str, Any]] = {}
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
     for name in names:
@@ -42,12 +43,13 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
         results[name] = simple_evaluate(
             model=HFLM(
                 pretrained=model.eval(), tokenizer=tokenizer, batch_size=conf.batch_size,
-                max_length=getattr(model.config, "max_position_embeddings", 2048),
+                max_length=getattr(model.config.get_text_config(), "max_position_embeddings", 2048),
             ),
             tasks=list(conf.tasks), task_manager=tasks, limit=conf.limit,
             num_fewshot=conf.num_fewshot,
             apply_chat_template=conf.apply_chat_template, log_samples=True, bootstrap_iters=0,
             random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
         )  # fmt: skip
         write_json(run.benchmark / f"{name}.json", results[name])
         del model

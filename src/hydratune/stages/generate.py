@@ -41,17 +41,23 @@ def prompt_tokens(tokenizer: Any, prompt: str, chat: bool) -> Any:
     return tokenizer(prompt, add_special_tokens=not rendered, return_tensors="pt")
 
 
+def _ends(model: Any, tokenizer: Any) -> list[int] | None:
+    """The tokens that end an answer: the tokenizer's, and the model's own, such as Gemma's <end_of_turn>."""
+    own = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None
+
+
 @torch.no_grad()
 def _answers(config: Config, model: Any, tokenizer: Any) -> list[str]:
     conf = config.generate
     set_seed(config.seed)
-    sampling = {"temperature": conf.temperature, "top_p": conf.top_p} if conf.do_sample else {}
+    sampling = {"temperature": conf.temperature, "top_k": conf.top_k, "top_p": conf.top_p} if conf.do_sample else {}
     texts = []
     for prompt in conf.prompts:
         batch = prompt_tokens(tokenizer, prompt, conf.apply_chat_template).to(model.device)
         out = model.eval().generate(
             **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **sampling,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=_ends(model, tokenizer), **sampling,
         )  # fmt: skip
         texts.append(tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     return texts

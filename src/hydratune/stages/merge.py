@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
 from hydratune.build.adapter import adapter_model
-from hydratune.build.data import build_tokens, load_tokens
+from hydratune.build.data import open_tokens
 from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
 from hydratune.config.load import cache_dir
@@ -67,7 +67,7 @@ def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged
     Metrics: mean KL divergence in nats and the greatest logit difference. Raises RunError over the tolerance.
     """
     tokenizer = load_tokenizer(config.model, source)
-    rows = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache_dir(config)))
+    rows = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache_dir(config))
     exact = replace(hardware, dtype="float32", compute_dtype="float32")
     trained = adapter_model(config, run.adapter, exact, source)
     fresh = load_plain(merged, torch.float32, trained.device)

@@ -15,7 +15,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import TrainerCallback, set_seed
 from trl import SFTTrainer
 
-from hydratune.build.data import build_tokens, load_tokens
+from hydratune.build.data import open_tokens
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer, model_source
@@ -28,28 +28,44 @@ from hydratune.run.layout import RunDir
 from hydratune.run.signals import SAVED, handled
 from hydratune.run.train_log import append_log, cut_log
 
+SECONDS_A_LINE = 15  # on a screen that is no terminal
+
 
 class _Progress(TrainerCallback):
     """train_log.jsonl and the screen, each step once; a signal saves at the end of the step."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.signal, self.first, self.began = run, 0, 0, time.monotonic()
+        self.run, self.signal = run, 0
+        self.first, self.began, self.shown = 0, time.monotonic(), 0.0
+        self.before = 0.0  # seconds that earlier attempts at the same steps took
+
+    @property
+    def seconds(self) -> float:
+        """Of training up to now, with the attempts that were stopped."""
+        return self.before + time.monotonic() - self.began
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise RunError(f"The loss is {logs['loss']} at step {state.global_step}: lower trainer.learning_rate.")
-        append_log(self.run.train_log, {"step": state.global_step, **logs})
         done, total = state.global_step, state.max_steps
-        if on_terminal() or done % 5 == 0 or done in (1, total):
-            pace = (time.monotonic() - self.began) / max(1, done - self.first)  # seconds a step
+        if not math.isfinite(logs["loss"]):
+            raise RunError(
+                f"The loss is {logs['loss']} at step {done}: lower trainer.learning_rate, in another run_dir."
+            )
+        entry = {"step": done, **logs, "seconds": round(self.seconds, 2)}
+        if done - self.first < args.logging_steps and self.first % args.logging_steps:
+            entry["since"] = self.first  # the trainer forgets the losses of a window that a stop has cut
+        append_log(self.run.train_log, entry)
+        now = time.monotonic()
+        if on_terminal() or done == total or now - self.shown >= SECONDS_A_LINE:
+            self.shown = now
+            pace = (now - self.began) / max(1, done - self.first)  # seconds a step
             left = timedelta(seconds=round(pace * (total - done)))
             progress(done, total, f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {left} left")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.began = state.global_step, time.monotonic()
-        cut_log(self.run.train_log, state.global_step)
+        self.before = cut_log(self.run.train_log, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.signal:
@@ -68,7 +84,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     cache = cache_dir(config)
     source = model_source(config.model, cache)
     tokenizer = load_tokenizer(config.model, source)
-    tokens = load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, cache))
+    tokens = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache)
     model = load_model(config.model, source, hardware, config.quantization)
     if config.quantization.kind != "none":
         # the trainer switches checkpointing on itself
@@ -95,6 +111,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text())
+            for name in ("optimizer.pt", "scheduler.pt"):  # without them training would begin anew, silently
+                (path / name).stat()
         except (OSError, json.JSONDecodeError):
             say(f"  {path.name} was cut off while it was written: removed")
             shutil.rmtree(path)
@@ -125,5 +143,5 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     return {
         "train/loss": losses[-1] if losses else result.training_loss,
         "train/steps": state.global_step,
-        "train/seconds": round(time.monotonic() - watcher.began, 1),
+        "train/seconds": round(watcher.seconds, 1),
     }
