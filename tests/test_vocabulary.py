@@ -8,7 +8,6 @@ import pytest
 import hydratune
 from hydratune.config.load import CONF_DIR
 from hydratune.config.schema import STAGES, Config
-from hydratune.config.values import schema_keys
 
 SRC = Path(hydratune.__file__).parent
 GROUPS = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
@@ -28,11 +27,3 @@ def test_the_class_has_the_groups_name(name: str) -> None:
 
 def test_every_stage_has_its_file() -> None:
     assert set(STAGES) == {path.stem for path in (SRC / "stages").glob("*.py")} - {"__init__"}
-
-
-@pytest.mark.parametrize("key", schema_keys())
-def test_every_key_is_read(key: str) -> None:
-    """Somewhere outside the schema, a line reads `.name`: no key is accepted and not read."""
-    name = key.rpartition(".")[2]
-    readers = [p for p in SRC.rglob("*.py") if p.name not in ("schema.py", "rules.py") and f".{name}" in p.read_text()]
-    assert readers, f"{key} is read nowhere"
