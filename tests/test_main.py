@@ -45,7 +45,7 @@ def arguments(tiny: Path, rows: Path, *more: str) -> list[str]:
         ("trainer.precision=float16", "set trainer.precision=float32."),
         ("data.path=missing.jsonl", "data.path=missing.jsonl: there is no such file."),
         ("data.column=turns", "row 1: no column 'turns', found messages; set data.column."),
-        ("lora.target_modules=[q_prj]", "which matches no module of the model: it has down_proj,"),
+        ("lora.target_modules=[q_prj]", "which matches no module of the model: the model has down_proj,"),
         ("model.chat_template=nope", "is neither a file nor one of ours: tinyllama_chat."),
         ("model.name_or_path=./nowhere", "there is no such folder."),
     ],
@@ -102,7 +102,9 @@ def test_several_mistakes_are_all_listed(tiny: Path, rows: Path, refused: Callab
 
 def test_a_stage_without_its_input(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
     assert "train needs prepare: set stages=[prepare,train]." in refused(*arguments(tiny, rows, "stages=[train]"))
-    assert "generate needs merge" in refused(*arguments(tiny, rows, "stages=[generate]", "generate.prompts=[hello]"))
+    assert "generate needs prepare and train and merge: set stages=[prepare,train,merge,generate]." in refused(
+        *arguments(tiny, rows, "stages=[generate]", "generate.prompts=[hello]")
+    )
 
 
 def test_a_typed_stage_with_nothing_to_do(tiny: Path, rows: Path, refused: Callable[..., str]) -> None:
@@ -126,7 +128,7 @@ def test_a_run_opened_again_keeps_its_settings(
     assert more.returncode == 0, more.stderr
     assert [row["n"] for row in json.loads((tmp_path / "run/benchmark/comparison.json").read_text())] == [4, 4, 4]
     receipt = json.loads((tmp_path / "run/receipts/evaluate.json").read_text())
-    assert receipt["hardware"]["device"] == "cpu" and receipt["needs"] == ["merge", "train"]
+    assert receipt["hardware"]["device"] == "cpu" and receipt["inputs"].keys() == {"merge", "train"}
     assert "benchmark/merged.json" in receipt["outputs"]
 
 

@@ -113,9 +113,7 @@ def test_a_users_own_experiment(command, tmp_path: Path) -> None:
     assert (config["data"]["path"], config["data"]["loss"], config["data"]["column"]) == (
         "nouns.jsonl", "completion", "messages",
     )  # fmt: skip
-    assert config["quantization"] == {
-        "kind": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "auto",
-    }  # fmt: skip
+    assert (config["quantization"]["kind"], config["quantization"]["bnb_4bit_use_double_quant"]) == ("nf4", True)
     assert (config["trainer"]["max_steps"], config["trainer"]["learning_rate"]) == (9, 3e-4)
 
     said = command(tmp_path, "--config-dir", "mine", "experiment=misspelt", status=2).stderr

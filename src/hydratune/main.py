@@ -4,13 +4,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hydratune.config.diagnose import diagnose, in_one_line, looks_wrong, refuse_mistakes
+from hydratune.config.diagnose import diagnose, looks_wrong, refuse_mistakes
+from hydratune.config.hydras_own import in_one_line
 from hydratune.config.load import CONF_DIR
 from hydratune.config.saved import settled
 from hydratune.config.schema import ConfigError, RunError
@@ -23,12 +25,16 @@ def main() -> None:
     try:
         with _plain_errors():
             _command(sys.argv[1:])
+    except KeyboardInterrupt:  # before a run has begun, and has taken the signals over
+        sys.exit(130)
     except BrokenPipeError:  # hydratune --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
 
 
 def _command(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        return print(f"hydratune {version('hydratune')}")
     verb = arguments[0] if arguments[:1] == ["explain"] else ""
     typed = split_arguments(arguments[1:] if verb else arguments)
     if {"-h", "--help"} & set(typed.rest):
@@ -40,7 +46,7 @@ def _command(arguments: list[str]) -> None:
             from hydratune.config.explain import explain
 
             return explain(typed)
-        if looks_wrong(typed):
+        if not typed.completes and looks_wrong(typed):
             refuse_mistakes(typed)
         sys.argv[1:] = typed.rest
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(lambda c: _run(c, typed))()

@@ -6,8 +6,9 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import cache
+from copy import deepcopy
+from dataclasses import asdict
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,6 +16,20 @@ from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, ConfigError, ModelConf
 from hydratune.config.values import suggestion
 from hydratune.hints import fits, words
+
+# what decides which modules an adapter gets, whatever its rank
+ADAPTED = tuple(
+    f"lora.{name}"
+    for name in (
+        "kind",
+        "target_modules",
+        "modules_to_save",
+        "layers_to_transform",
+        "rank_pattern",
+        "alpha_pattern",
+        "extra",
+    )
+)
 
 
 def check(config: Config, stages: list[str]) -> None:
@@ -30,9 +45,9 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
         logging.getLogger(library).setLevel(logging.ERROR)
     answers: dict[str, list[str]] = {}
 
-    def ask(step: Callable[[Config], None], config: Config, groups: tuple[str, ...]) -> list[str]:
+    def ask(step: Callable[[Config], None], config: Config, reads: tuple[str, ...]) -> list[str]:
         plain = asdict(config)
-        key = json.dumps([step.__name__, *(plain[group] for group in groups)])
+        key = json.dumps([step.__name__, *(reduce(dict.__getitem__, name.split("."), plain) for name in reads)])
         if key not in answers:
             try:
                 answers[key] = []
@@ -47,9 +62,9 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
         for config, stages in jobs:
             said = [
                 sentence
-                for step, groups, stage in STEPS
+                for step, reads, stage in STEPS
                 if stages and (stage is None or stage in stages)
-                for sentence in ask(step, config, groups)
+                for sentence in ask(step, config, reads)
             ]
             found.append(list(dict.fromkeys(said)))
     return found
@@ -73,7 +88,8 @@ def _model(config: Config) -> None:
 
     source, gguf = locate(config.model, cache_dir(config))
     wrong = []
-    for part in (lambda: _settings(config), lambda: load_tokenizer(config.model, source, **gguf)):
+    settings = partial(_settings, json.dumps(asdict(config.model)), str(cache_dir(config)))
+    for part in (settings, lambda: load_tokenizer(config.model, source, **gguf)):
         try:
             part()
         except ConfigError as error:
@@ -82,102 +98,127 @@ def _model(config: Config) -> None:
         raise ConfigError(wrong)
 
 
-def _settings(config: Config) -> Any:
-    """transformers' configuration of the model. Raises ConfigError where there is none."""
+@cache
+def _settings(model: str, cache_root: str) -> Any:
+    """transformers' configuration of the model, conf/model as JSON. Raises ConfigError where there is none."""
     from transformers import AutoConfig
 
     from hydratune.build.model import locate, not_loaded
 
-    source, gguf = locate(config.model, cache_dir(config))
+    conf = ModelConf(**json.loads(model))
+    source, gguf = locate(conf, Path(cache_root))
     try:
         return AutoConfig.from_pretrained(
-            source, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, **gguf
+            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code, **gguf
         )
     except (OSError, ValueError) as error:
         raise not_loaded("model", source, error) from None
 
 
 @cache
-def _modules(model: str, cache_root: str) -> tuple[list[str], list[str], int]:
-    """Names of all modules, and the last parts of the linear ones' but the head's; number of layers."""
+def _skeleton(model: str, cache_root: str) -> Any:
+    """The model without weights, on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    conf = ModelConf(**json.loads(model))
-    settings = _settings(replace(Config(), model=conf, cache_dir=cache_root))
+    remote = ModelConf(**json.loads(model)).trust_remote_code
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(settings, trust_remote_code=conf.trust_remote_code)
-    linear = {name.rpartition(".")[2] for name, module in built.named_modules() if isinstance(module, torch.nn.Linear)}
-    layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
-    return [name for name, _ in built.named_modules()], sorted(linear - {"lm_head"}), layers
+        return AutoModelForCausalLM.from_config(_settings(model, cache_root), trust_remote_code=remote)
 
 
 def _adapter(config: Config) -> None:
-    """Every module that the adapter, or the quantization, names is one of the model's."""
+    """Every module that the adapter, or the quantization, names is one of the model's, and peft can adapt it."""
+    import torch
+    from peft.tuners.lora import LoraModel
+
+    from hydratune.build.lora import build_lora
+
     lora, skipped = config.lora, config.quantization.llm_int8_skip_modules or []
-    targets = lora.target_modules
-    by_name = targets if isinstance(targets, list) else []
-    pattern = [targets] if isinstance(targets, str) and targets != "all-linear" else []
-    patterns = [*lora.rank_pattern, *lora.alpha_pattern]
-    if lora.kind == "none" or not (
-        by_name or pattern or patterns or skipped or lora.modules_to_save or lora.layers_to_transform
-    ):
-        return
     try:
-        names, linear, layers = _modules(json.dumps(asdict(config.model)), str(cache_dir(config)))
-    except ConfigError:
-        return  # _model says it
+        model = _skeleton(json.dumps(asdict(config.model)), str(cache_dir(config)))
+        built = build_lora(lora)
+    except (ConfigError, TypeError, ValueError):
+        return  # said by _model and _options
+    names = [name for name, _ in model.named_modules()]
 
     def ends(name: str) -> bool:
         return any(module == name or module.endswith(f".{name}") for module in names)
 
-    def matches(expression: str, whole: bool) -> bool:
+    def matches(pattern: str) -> bool:
+        """As peft matches the keys of rank_pattern and alpha_pattern."""
         try:
-            compiled = re.compile(expression if whole else rf"(.*\.)?({expression})$")
+            return any(re.fullmatch(rf"(.*\.)?({pattern})", module) for module in names)
         except re.error:
             return False
-        return any(compiled.fullmatch(module) for module in names)
 
-    missing = [("lora.target_modules", name) for name in by_name if not ends(name)]
-    missing += [("lora.target_modules", name) for name in pattern if not matches(name, True)]
+    targets = lora.target_modules if isinstance(lora.target_modules, list) else []
+    missing = [("lora.target_modules", name) for name in targets if not ends(name)]
     missing += [("lora.modules_to_save", name) for name in lora.modules_to_save or [] if not ends(name)]
-    missing += [("lora.rank_pattern", name) for name in lora.rank_pattern if not matches(name, False)]
-    missing += [("lora.alpha_pattern", name) for name in lora.alpha_pattern if not matches(name, False)]
+    missing += [("lora.rank_pattern", name) for name in lora.rank_pattern if not matches(name)]
+    missing += [("lora.alpha_pattern", name) for name in lora.alpha_pattern if not matches(name)]
     missing += [("quantization.llm_int8_skip_modules", name) for name in skipped if not ends(name)]
-    wrong = [
-        f"{key} names {name!r}, which matches no module of the model: it has {', '.join(linear)}."
-        for key, name in missing
-    ]
+    linear = {n.rpartition(".")[2] for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    has = f"the model has {', '.join(sorted(linear - {'lm_head'}))}"
+    wrong = [f"{key} names {name!r}, which matches no module of the model: {has}." for key, name in missing]
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     wrong += [
         f"lora.layers_to_transform names layer {number}, and the model has the layers 0 to {layers - 1}."
         for number in lora.layers_to_transform or []
         if not 0 <= number < layers
     ]
+    if not wrong and built is not None:
+        try:
+            with torch.device("meta"):
+                adapted = LoraModel(deepcopy(model), built, "default").targeted_module_names
+        except (TypeError, ValueError, re.error) as error:
+            said = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+            wrong.append(f"lora.target_modules={lora.target_modules}: {said}; {has}.")
+        else:
+            beside = _beside_the_text(model, adapted)
+            if beside:
+                wrong.append(
+                    f"lora.target_modules={lora.target_modules} reaches {len(beside)} modules that text never does, "
+                    f"such as {beside[0]}: set lora=language_model."
+                )
     if wrong:
         raise ConfigError(wrong)
 
 
-def _options(config: Config) -> None:
-    """Names and types in `extra` against the installed libraries' own, and values against the libraries' own checks."""
+@cache
+def _library_options() -> dict[str, dict[str, Any]]:
+    """Group with `extra` -> the options of its library's class and their types."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig, PreTrainedModel
     from trl import SFTConfig
 
-    from hydratune.build.hardware import resolve
-    from hydratune.build.lora import build_lora
-    from hydratune.build.quantization import build_quantization
-    from hydratune.build.trainer import build_trainer_args
-
     # from_pretrained names most of its options only where it takes them from its keyword arguments
     taken = re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(PreTrainedModel.from_pretrained))
-    known: dict[str, dict[str, Any]] = {
+    return {
         "trainer": get_type_hints(SFTConfig),
         "lora": get_type_hints(LoraConfig),
         "quantization": dict.fromkeys(inspect.signature(BitsAndBytesConfig).parameters, Any),
         "model": dict.fromkeys([*inspect.signature(PreTrainedModel.from_pretrained).parameters, *taken], Any),
     }
+
+
+def _beside_the_text(model: Any, adapted: Sequence[str]) -> list[str]:
+    """Those of the `adapted` modules that are in another part of the model than its language model: an image encoder."""
+    decoder = model.get_decoder()
+    if decoder is None or model.config.get_text_config() is model.config:
+        return []
+    root = next(name for name, module in model.named_modules() if module is decoder)
+    return [name for name in adapted if not name.startswith(f"{root}.") and name != "lm_head"]
+
+
+def _options(config: Config) -> None:
+    """Names and types in `extra` against the installed libraries' own, and values against the libraries' own checks."""
+    from hydratune.build.hardware import resolve
+    from hydratune.build.lora import build_lora
+    from hydratune.build.quantization import build_quantization
+    from hydratune.build.trainer import build_trainer_args
+
     wrong = []
-    for group, hints in known.items():
+    for group, hints in _library_options().items():
         for key, value in getattr(config, group).extra.items():
             if key not in hints:
                 near = suggestion(key, hints)
@@ -208,6 +249,12 @@ def _sockets(config: Config) -> None:
     load_callbacks(config.trainer)
 
 
+def _tracking(config: Config) -> None:
+    from hydratune.build.tracking import check_tracking
+
+    check_tracking(config.tracking)
+
+
 def _tasks(config: Config) -> None:
     from hydratune.build.benchmark import build_tasks
 
@@ -221,13 +268,14 @@ def _tasks(config: Config) -> None:
         raise ConfigError(wrong)
 
 
-# each step, the groups that it reads, and the stage that needs it (None: any)
+# each step, the groups or keys that its answer depends on, and the stage that needs it (None: any)
 STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], str | None], ...] = (
     (_hardware, ("model", "quantization", "lora", "trainer"), None),
     (_data, ("data",), "prepare"),
     (_model, ("model",), None),
-    (_adapter, ("model", "lora", "quantization"), "train"),
+    (_adapter, ("model", "quantization", *ADAPTED), "train"),
     (_options, ("model", "quantization", "lora", "trainer"), "train"),
     (_sockets, ("trainer",), "train"),
+    (_tracking, ("tracking",), "train"),
     (_tasks, ("benchmark",), "evaluate"),
 )

@@ -25,7 +25,7 @@ from hydratune.config.rules import broken_rules
 from hydratune.config.saved import begun, make_absolute, put
 from hydratune.config.schema import Config, ConfigError
 from hydratune.config.secrets import redacted, redacted_override
-from hydratune.config.sources import group_options
+from hydratune.config.settings import group_options
 from hydratune.config.values import converted, value_problems
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_atomically

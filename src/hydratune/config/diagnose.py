@@ -1,21 +1,23 @@
 """Every mistake of a command line at once, each with the place where it stands."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hydratune.config.hydras_own import HYDRA_OURS, HYDRA_WRITES, hydra_problems, in_one_line
 from hydratune.config.load import to_config
-from hydratune.config.rules import broken_rules
+from hydratune.config.rules import Broken, broken_rules
 from hydratune.config.schema import Config, ConfigError
-from hydratune.config.sources import Setting, Sources, config_loader, read_sources
+from hydratune.config.secrets import redacted_override
+from hydratune.config.settings import Setting, config_loader, group_options, parse
+from hydratune.config.sources import read_sources
 from hydratune.config.typed import Typed
-from hydratune.config.values import groups, owner, unknown_key, value_problem, value_problems
-
-# mappings of Hydra's own configuration that take any key
-HYDRA_OPEN = ("hydra.sweeper.params", "hydra.job.env_set", "hydra.callbacks")
+from hydratune.config.values import groups, owner, schema_keys, unknown_key, value_problem, value_problems
+from hydratune.config.yamlfile import saved_settings
 
 
 def diagnose(typed: Typed) -> list[str]:
@@ -35,17 +37,38 @@ def diagnose(typed: Typed) -> list[str]:
             spoilt.add(setting.key.lstrip("+~"))
         else:
             sound.append(setting)
-    wrong += _hydra_problems(typed, found)
-    lines = [f"{place}: {sentence}." for place, sentence in wrong]
-    if "" not in spoilt and not typed.multirun and not typed.from_run:
-        lines += _after_composition(sound, spoilt)
+    wrong += hydra_problems(typed, found)
+    if "" not in spoilt and not {one.key for one in found.settings} >= set(HYDRA_OURS):
+        wrong.append((f"--config-name {typed.config_name}", HYDRA_WRITES))
+    lines = [f"{redacted_override(place)}: {sentence}." for place, sentence in wrong]
+    sweeping = typed.multirun or _last(found.settings, "hydra.mode") == "MULTIRUN"
+    if sweeping:
+        lines += [
+            f"{one.place}: run_dir is one folder for all jobs: leave it out, or set hydra.sweep.dir."
+            for one in sound
+            if one.key == "run_dir" and one.value is not None
+        ]
+    else:
+        lines += [
+            f"{redacted_override(text)}: several values make a sweep: put -m before them, or [ ] around a list."
+            for text in typed.overrides
+            if _sweeps(text, typed)
+        ]
+    if "" not in spoilt and not typed.from_run:
+        lines += _after_composition(sound, spoilt, rules=not sweeping and not _opens_run(sound))
     return list(dict.fromkeys(lines))
 
 
-def checked(config: Config, typed: Typed, saved: bool = False) -> Config:
-    """`config` where it is sound. Raises ConfigError with every sentence; `saved`: a run's file is its base."""
+def checked(config: Config, typed: Typed, saved: Path | None = None) -> Config:
+    """`config` where it is sound. Raises ConfigError with every sentence; `saved`: the run's file that is its base."""
     wrong = [f"{said}." for said in value_problems(config).values()]
-    wrong += [f"{rule.sentence}." for rule in broken_rules(config)]
+    broken = broken_rules(config)
+    if broken and saved:
+        typed_here = {text.lstrip("+~").partition("=")[0] for text in typed.overrides}
+        written = [one for one in saved_settings(saved) if one.key not in typed_here]
+        wrong += [_with_place(rule, written) for rule in broken]
+    else:
+        wrong += [f"{rule.sentence}." for rule in broken]
     if wrong:
         raise ConfigError((not saved and diagnose(typed)) or wrong)
     return config
@@ -58,8 +81,51 @@ def refuse_mistakes(typed: Typed) -> None:
 
 
 def looks_wrong(typed: Typed) -> bool:
-    """Whether an override is of a kind that Hydra takes without a word although nothing would read it."""
-    return any(override.startswith(("~", "+hydra.", "++hydra.")) for override in typed.overrides)
+    """Whether an override is wrong by itself: quicker told than composed, and for some, Hydra would take them."""
+    if (
+        typed.config_dir
+        or typed.multirun
+        or any(text.startswith(("sweep=", "hydra.mode=")) for text in typed.overrides)
+    ):
+        return True  # a file of the user's, or a sweep: Hydra would say of neither where it is wrong, or say nothing
+    loader = config_loader(typed.config_dir)
+    for text in typed.overrides:
+        try:
+            override = parse(text, loader)
+        except HydraException:
+            return True
+        key, name = override.key_or_group, override.get_key_element()
+        if not key or name.startswith("~") or key in HYDRA_OURS or (key.startswith("hydra.") and name != key):
+            return True
+        if (
+            group_options(loader, key)
+            and not override.is_sweep_override()
+            and not isinstance(override.value(), str | list)
+        ):
+            return True
+        if key.startswith(("hydra.", "hydra/")) or group_options(loader, key) or override.is_sweep_override():
+            continue
+        already = [Setting(key, None, "")]  # whether its mapping has it is for the composition to say
+        if setting_problem(Setting(name, override.value(), text), already):
+            return True
+    return False
+
+
+def _last(settings: list[Setting], key: str) -> Any:
+    return next((one.value for one in reversed(settings) if one.key == key), None)
+
+
+def _sweeps(text: str, typed: Typed) -> bool:
+    try:
+        return bool(parse(text, config_loader(typed.config_dir)).is_sweep_override())
+    except HydraException:
+        return False
+
+
+def _opens_run(sound: list[Setting]) -> bool:
+    """Whether the settings of a saved run are to come under these."""
+    root = _last(sound, "run_dir")
+    return isinstance(root, str) and (Path(root) / "config.yaml").is_file()
 
 
 def setting_problem(setting: Setting, before: list[Setting]) -> str | None:
@@ -68,86 +134,82 @@ def setting_problem(setting: Setting, before: list[Setting]) -> str | None:
     prefix = setting.key[: len(setting.key) - len(key)]
     if key.startswith("hydra.") or key == "hydra" or "@" in key:
         return None  # Hydra's own, checked by Hydra
+    typed = not re.search(r":\d+$", setting.place) or "=" in setting.place  # a file's settings stand at file:line
     if key in groups():
-        if isinstance(setting.value, dict | None):
+        if isinstance(setting.value, dict):
             return None
-        return f"{key} is a group of settings, found {setting.value!r:.60}: set {key}.KEY=VALUE"
+        what = f"{key} is a group of settings, found {'null' if setting.value is None else f'{setting.value!r:.60}'}"
+        if typed:
+            return f"{what}: set {key}.KEY=VALUE"
+        return f"{what}: write its keys below it, and choose an option under defaults, - override /{key}: OPTION"
     name = owner(key)
     if not name:
-        return unknown_key(key)
+        first, _, rest = key.partition(".")
+        if not typed and first in ("experiment", "sweep") and (owner(rest) or rest.partition(".")[0] in groups()):
+            return f"there is no key {key}: the file's first line must be # @package _global_"
+        above = next((one for one in _above(key) if one in schema_keys()), None)
+        return (value_problem(above, {}) if above else None) or unknown_key(key)
     entry = name != key
+    there = any(other.key.lstrip("+") == key for other in before)
+    if prefix == "~" and entry:
+        return None if there else f"{key} is not there, so it can't be taken away"
     if prefix == "~":
-        return None if entry else f"a key can't be taken away: set {key}=VALUE"
+        return f"a key can't be taken away: set {key}=VALUE"
     if prefix == "+" and not entry:
         return f"{key} is there already: type {key}=VALUE"
-    typed = ":" not in setting.place  # a file's settings stand at file:line
-    if typed and entry and not prefix and not any(other.key.lstrip("+") == key for other in before):
+    if typed and entry and not prefix and not there:
         return f"{key} is not in {name} yet: type +{key}=VALUE"
     return value_problem(key, setting.value)
 
 
-def _hydra_problems(typed: Typed, found: Sources) -> list[tuple[str, str]]:
-    """Overrides of Hydra's own settings that Hydra refuses, or takes although nothing reads them."""
-    wrong = []
-    for setting in found.settings:
-        key = setting.key.lstrip("+~")
-        if not key.startswith("hydra."):
-            continue
-        if setting.key != key and not key.startswith(HYDRA_OPEN):
-            wrong.append((setting.place, f"there is no key {key}; type hydratune --hydra-help for Hydra's own"))
-            continue
-        if setting.place not in typed.overrides:
-            continue
-        try:
-            mode = RunMode.MULTIRUN if typed.multirun else RunMode.RUN
-            config_loader(typed.config_dir).load_configuration(typed.config_name, [setting.place], mode)
-        except (HydraException, OmegaConfBaseException) as error:
-            said = in_one_line(error)
-            missing = f"there is no key {key}; type hydratune --hydra-help for Hydra's own"
-            wrong.append((setting.place, missing if said.startswith("Could not override") else said))
-    return wrong
+def _above(key: str) -> list[str]:
+    """The keys that `key` lies in, the nearest first."""
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
-def _after_composition(sound: list[Setting], spoilt: set[str]) -> list[str]:
+def _after_composition(sound: list[Setting], spoilt: set[str], rules: bool) -> list[str]:
     plain: DictConfig = OmegaConf.create({})
     for setting in sound:
         key = setting.key.lstrip("+~")
         if not key.startswith("hydra") and "@" not in key and not setting.key.startswith("~"):
             OmegaConf.update(plain, key, setting.value, force_add=True)
     lines = []
+    last = {setting.key.lstrip("+"): setting.place for setting in sound}
     for setting in sound:
         if "${" in str(setting.value) and not setting.key.startswith("hydra"):
             try:
+                if last[setting.key.lstrip("+")] == setting.place:  # a sweep sets the key several times
+                    OmegaConf.update(plain, setting.key.lstrip("+"), setting.value, force_add=True)
                 value = OmegaConf.select(plain, setting.key.lstrip("+"), throw_on_missing=True)
+                if OmegaConf.is_config(value):
+                    value = OmegaConf.to_container(value, resolve=True)
                 problem = value_problem(setting.key.lstrip("+"), value)
             except (OmegaConfBaseException, ConfigError) as error:
                 problem = in_one_line(error)
             if problem:
                 lines.append(f"{setting.place}: {problem}.")
-    if lines:
+    if lines or not rules:
         return lines
     try:
         config = to_config(plain)
     except (OmegaConfBaseException, ConfigError):
         return []
     return [
-        f"{rule.sentence}."
+        _with_place(rule, sound)
         for rule in broken_rules(config)
         if not any(_overlap(key, about) for key in spoilt for about in rule.about)
     ]
 
 
+def _with_place(rule: Broken, sound: list[Setting]) -> str:
+    """A rule's sentence after the place of the first key that it is about, where that is written anywhere."""
+    keys = [key for key in rule.about if key in schema_keys()]
+    places = [one.place for key in keys for one in reversed(sound) if one.key.lstrip("+") == key]
+    if not places or rule.sentence.startswith(redacted_override(places[0])):
+        return f"{rule.sentence}."
+    return f"{redacted_override(places[0])}: {rule.sentence}."
+
+
 def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def in_one_line(error: BaseException) -> str:
-    """A library's message without line breaks, and without the closing full stop; our own, where one caused it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ConfigError):
-            return " ".join(cause.sentences).rstrip(".")
-        cause = cause.__cause__
-    said = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    kept = [line for line in said if line and not re.match(r"(full_key|object_type|reference_type)\b", line)]
-    return " ".join(kept).rstrip(".")

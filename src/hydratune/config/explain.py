@@ -9,10 +9,12 @@ from hydra.types import RunMode
 
 from hydratune.config.saved import settled, typed_keys
 from hydratune.config.schema import Config, ConfigError
-from hydratune.config.secrets import redacted
-from hydratune.config.sources import Setting, config_loader, read_sources, saved_settings
+from hydratune.config.secrets import redacted, redacted_override
+from hydratune.config.settings import Setting, config_loader
+from hydratune.config.sources import read_sources
 from hydratune.config.typed import Typed
 from hydratune.config.values import groups, owner, schema_keys, type_words, unknown_key
+from hydratune.config.yamlfile import saved_settings
 
 
 def explain(typed: Typed) -> None:
@@ -65,7 +67,7 @@ def _described(key: str, config: Config, settings: list[Setting]) -> str:
     field = schema_keys()[owner(key)][1]
     unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
     shown = yaml.safe_dump(redacted(value, key.rpartition(".")[2]), default_flow_style=True, width=200).strip()
-    places = [f"{s.place}{f' ({s.chosen})' if s.chosen else ''}" for s in written]
+    places = [f"{redacted_override(s.place)}{f' ({s.chosen})' if s.chosen else ''}" for s in written]
     lines = [f"{key} = {shown.removesuffix('...').strip()}"]
     lines.append(f"  {field.metadata['meaning']}")
     lines.append(f"  {type_words(owner(key))}{unit}")

@@ -59,7 +59,7 @@ def _groups(folders: list[Path]) -> list[str]:
 def _options(folders: list[Path], group: str) -> Iterator[tuple[str, str]]:
     for folder in folders:
         for path in (folder / group).glob("*.yaml"):
-            yield path.stem, description(path)
+            yield path.stem, description(path).removesuffix(f": hydratune {group}={path.stem}")
 
 
 def description(path: Path) -> str:

@@ -25,6 +25,10 @@ def broken_rules(config: Config) -> list[Broken]:
 
 
 def _stages(config: Config) -> Iterator[Broken]:
+    if not config.name or "/" in config.name:
+        yield Broken(("name",), f"name is a part of the run directory's name, found {config.name!r}: leave out every /")
+    if config.run_dir == "":
+        yield Broken(("run_dir",), "run_dir is empty: set run_dir=DIR, or leave it out")
     for stage in config.stages:
         if stage not in STAGES:
             near = suggestion(stage, STAGES)
@@ -49,7 +53,7 @@ def _without_effect(config: Config) -> Iterator[Broken]:
     if config.tracking.kind == "off":
         inactive.append(("tracking", None, "tracking=off"))
     if not config.generate.do_sample:
-        inactive.append(("generate", ["temperature", "top_p"], "generate.do_sample=false"))
+        inactive.append(("generate", ["temperature", "top_k", "top_p"], "generate.do_sample=false"))
     if q.kind == "none":
         inactive.append(("quantization", None, "quantization=none"))
     elif q.kind == "int8":
@@ -105,6 +109,12 @@ def _adapter(config: Config) -> Iterator[Broken]:
         yield Broken(
             ("lora.init_lora_weights", "quantization"),
             f"lora.init_lora_weights={lora.init_lora_weights} {why}: set lora.init_lora_weights=true",
+        )
+    if lora.kind != "none" and not lora.target_modules:
+        yield Broken(
+            ("lora.target_modules", "lora"),
+            f"lora.target_modules is all-linear, a list or a regular expression, found {lora.target_modules!r}: "
+            "set lora.target_modules=all-linear",
         )
     both = set(_names(lora.target_modules)) & set(lora.modules_to_save or [])
     if both:

@@ -6,24 +6,39 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from hydratune.config.diagnose import checked
+from hydratune.config.diagnose import checked, setting_problem
 from hydratune.config.load import FREE, config_hash, to_config
 from hydratune.config.schema import STAGES, Config, ConfigError
 from hydratune.config.secrets import REDACTED
+from hydratune.config.settings import Sources
 from hydratune.config.typed import Typed
+from hydratune.config.values import value_problems
+from hydratune.config.yamlfile import saved_settings
 
+PATHS = ("data.path", "model.name_or_path", "model.chat_template", "benchmark.include_path", "cache_dir")
 SOCKETS = ("data.formatter", "trainer.callbacks")  # keys that name Python code
 
 
 def settled(composed: DictConfig, typed: Typed) -> Config:
     """The configuration of the run that `typed` asks for, its rules held. Raises ConfigError with every sentence."""
     config = plain = to_config(composed)
+    make_absolute(config)
     if typed.from_run:
         config = start_from(Path(typed.from_run), config, typed)
     config = open_run(config, typed)
-    return checked(config, typed, saved=config is not plain)
+    root = Path(typed.from_run or str(config.run_dir))
+    return checked(config, typed, saved=root / "config.yaml" if config is not plain else None)
+
+
+def make_absolute(config: Config) -> None:
+    """A file or folder that is there is named so that it is the same one wherever the run is opened again."""
+    for key in PATHS:
+        named = _get(config, key)
+        if named and Path(named).expanduser().exists():
+            put(config, key, str(Path(named).expanduser().absolute()))
 
 
 def read_saved(root: Path) -> Config:
@@ -32,12 +47,17 @@ def read_saved(root: Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{root} holds no run: there is no {path}.")
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(plain, dict):
-            raise ConfigError(f"{path} is no configuration: found {type(plain).__name__}.")
-        return to_config(plain)
+        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())  # a safe one, no key twice
+        config = to_config(plain) if isinstance(plain, dict) else None
+        if config and not value_problems(config):
+            return config
+        why = "holds no settings"
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())[:300]}") from None
+        why = f"can't be read: {' '.join(str(error).split())[:300]}"
+    found = Sources()
+    settings = saved_settings(path, found)
+    wrong = [*found.problems, *((one.place, said) for one in settings if (said := setting_problem(one, [])))]
+    raise ConfigError([f"{place}: {said}." for place, said in wrong] or f"{path} {why}.")
 
 
 def start_from(root: Path, config: Config, typed: Typed) -> Config:
@@ -59,9 +79,10 @@ def start_from(root: Path, config: Config, typed: Typed) -> Config:
 
 
 def open_run(config: Config, typed: Typed) -> Config:
-    """Settle `run_dir`; where it holds a run that has begun, that run's settings with `typed` applied to them.
+    """Settle `run_dir`; where it holds a run, that run's settings with `typed` applied to them.
 
-    Raises ConfigError when an override contradicts what the run was trained with.
+    Raises ConfigError when an override contradicts what the run was trained with. Before training has begun, what
+    was typed changes the settings.
     """
     if config.run_dir is None:
         config.run_dir = f"runs/{config.name}-{config_hash(config)}"
@@ -70,34 +91,31 @@ def open_run(config: Config, typed: Typed) -> Config:
         raise ConfigError(f"run_dir={config.run_dir} is a file: name a folder.")
     if not (root / "config.yaml").is_file():
         return config
-    if not any((root / "receipts").glob("*.json")):  # nothing has come of it yet: what was typed may change it
-        return config if set(typed_keys(typed)) - {"run_dir", "stages", "trust"} else _as_frozen(root, config)
+    keys = typed_keys(typed)
+    trained = any(root.glob("checkpoints/checkpoint-*")) or (root / "receipts" / "train.json").is_file()
+    if not trained and {"experiment", "sweep"} & set(keys):
+        return config
     saved = read_saved(root)
     _check_code(saved, config, root)
-    saved.run_dir, saved.stages, saved.trust = config.run_dir, list(STAGES), config.trust
+    saved.run_dir, saved.trust = config.run_dir, config.trust
+    saved.stages = config.stages if "stages" in keys else list(STAGES)
     wrong = []
-    for key in typed_keys(typed):
+    for key in keys:
         if key == "experiment":
             wrong += _differences(saved, config, [k for k in asdict(config) if k not in FREE])
             saved.benchmark, saved.generate = config.benchmark, config.generate
-        elif key.partition(".")[0] in FREE:
+        elif key.partition(".")[0] in FREE or not trained:
             put(saved, key, _get(config, key))
         else:
             wrong += _differences(saved, config, [key])
     if wrong:
         raise ConfigError(
-            [f"{line}: this run was made with other settings; take another run_dir." for line in dict.fromkeys(wrong)]
+            [
+                f"{line}: this run was trained with other settings; take another run_dir."
+                for line in dict.fromkeys(wrong)
+            ]
         )
     _fill_secrets(saved, config)
-    return saved
-
-
-def _as_frozen(root: Path, config: Config) -> Config:
-    """A configuration that was written before its run began, as a sweep does."""
-    saved = read_saved(root)
-    _check_code(saved, config, root)
-    _fill_secrets(saved, config)
-    saved.run_dir, saved.stages, saved.trust = config.run_dir, config.stages, config.trust
     return saved
 
 

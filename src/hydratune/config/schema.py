@@ -176,6 +176,7 @@ class GenerateConf:
     max_new_tokens: int = option(64, "length of an answer", unit="tokens", above=0)
     do_sample: bool = option(False, "draw tokens; false: the likeliest each time")
     temperature: float = option(1.0, "divides the logits before drawing", above=0)
+    top_k: int = option(50, "draw from this many likeliest tokens; 0: from all", unit="tokens", least=0)
     top_p: float = option(1.0, "draw from the likeliest tokens of this mass", unit="probability", above=0, most=1)
 
 

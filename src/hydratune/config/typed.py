@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NoReturn
 
 from hydratune.config.schema import ConfigError
@@ -15,6 +16,7 @@ class Typed:
     config_dir: str | None = None
     config_name: str = "config"
     multirun: bool = False
+    completes: bool = False  # asked by a shell, with words that are not overrides
     from_run: str | None = None
     rest: list[str] = field(default_factory=list)
 
@@ -31,16 +33,24 @@ def split_arguments(arguments: list[str]) -> Typed:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     known = parser.parse_intermixed_args(arguments)
+    modes = [f"--{mode}" for mode in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(known, mode)]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} exclude each other: type one of them.".replace("_", "-"))
+    if known.config_dir and not Path(known.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
     overrides = list(known.overrides)
     # Hydra's own parser takes overrides on one side of its options only
     rest = [argument for argument in arguments if argument not in overrides] + overrides
+    # Hydra ignores a launcher without -m; a sweep of one is what was meant
+    launched = not (known.multirun or known.cfg) and any(word.startswith("hydra/launcher=") for word in overrides)
     return Typed(
         overrides=overrides,
         config_dir=known.config_dir,
         config_name=known.config_name or "config",
-        multirun=known.multirun,
+        multirun=known.multirun or launched,
+        completes=known.shell_completion,
         from_run=from_run,
-        rest=rest,
+        rest=["--multirun", *rest] if launched else rest,
     )
 
 
@@ -58,4 +68,4 @@ def _take_from(arguments: list[str]) -> tuple[list[str], str | None]:
 
 def _refuse(message: str) -> NoReturn:
     found = re.sub(r"^unrecognized arguments: ", "", message)
-    raise ConfigError(f"{found}: there is no such option; type hydratune --help.")
+    raise ConfigError(f"{found}: there is no such option; type hydratune --help." if found != message else f"{found}.")

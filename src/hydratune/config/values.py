@@ -3,7 +3,8 @@
 import difflib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields, is_dataclass
+from copy import copy
+from dataclasses import Field, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydratune.config.schema import Config
-from hydratune.hints import words
+from hydratune.hints import fits, words
 
 # a library's option -> the key of ours that owns it
 OWNED = {
@@ -34,6 +35,10 @@ UNREAD = (
     "chat_template_path", "eos_token", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
     "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model",
 )  # fmt: skip
+# what people type who know the thing by a shorter name
+SHORT = {"rank": "lora.r", "lr": "trainer.learning_rate", "batch_size": "trainer.per_device_train_batch_size"}
+# what OmegaConf can't say in a field's type
+ANY_OF = {"lora.target_modules": str | list[str], "lora.init_lora_weights": bool | str}
 
 
 @cache
@@ -78,13 +83,23 @@ def unknown_key(key: str) -> str:
         return f"there is no key {key}: {name} belongs to {OWNED[name]}"
     same_name = [known for known in schema_keys() if known.rpartition(".")[2] == name]
     in_group = [known for known in schema_keys() if known.rpartition(".")[0] == group]
-    near = same_name[:1] or difflib.get_close_matches(key, in_group, n=1, cutoff=0.7)
-    near = near or difflib.get_close_matches(key, [*schema_keys(), *groups()], n=1, cutoff=0.7)
+    near = [SHORT[name]] if name in SHORT else []
+    if group in groups():
+        near = near or [f"{group}.{one}" for one in _alike(name, [known.rpartition(".")[2] for known in in_group])]
+    near = near or difflib.get_close_matches(key, same_name, n=1, cutoff=0)
+    if group not in groups():
+        near = near or difflib.get_close_matches(key, [*schema_keys(), *groups()], n=1, cutoff=0.7)
     if near:
         return f"there is no key {key} (did you mean {near[0]}?)"
-    if f"{group}.extra" in schema_keys():
+    if f"{group}.extra" in schema_keys() and name[:1].isalpha():
         return f"there is no key {key}; an option of the library's own goes through +{group}.extra.{name}=VALUE"
     return f"there is no key {key}"
+
+
+def _alike(name: str, names: list[str]) -> list[str]:
+    """The nearest of `names`; one that `name` begins with is near too, so that rnak is r."""
+    name = name.lower()
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [one for one in names if name.startswith(one)][:1]
 
 
 def value_problem(key: str, value: Any) -> str | None:
@@ -95,6 +110,8 @@ def value_problem(key: str, value: Any) -> str | None:
         return None  # an interpolation: known when the whole is composed
     if name != key:  # an entry of a mapping; preflight knows its type
         return _extra_problem(name, key.removeprefix(f"{name}."))
+    if kind is Any and not fits(value, ANY_OF[name]):
+        return f"{key} is {words(ANY_OF[name])}, found {_shown(value)}"
     try:
         value = converted(name, value)
     except OmegaConfBaseException:
@@ -111,7 +128,8 @@ def value_problem(key: str, value: Any) -> str | None:
         ]
         said = [text.format(limit) for limit, _, text in bounds if limit is not None]
         if not math.isfinite(value) or not all(holds(limit) for limit, holds, _ in bounds if limit is not None):
-            return f"{key} is a finite number {' and '.join(said)}".rstrip() + f", found {value}"
+            number = "finite number" if isinstance(value, float) else "whole number"
+            return f"{key} is a {number} {' and '.join(said)}".rstrip() + f", found {value}"
     return None
 
 
@@ -124,6 +142,8 @@ def _extra_problem(mapping: str, name: str) -> str | None:
         return f"{mapping}.{name} has a key of its own: set {group}.{name}"
     if name in OWNED:
         return f"{mapping}.{name} belongs to {OWNED[name]}"
+    if name == "save_only_model":
+        return f"{mapping}.{name} would leave nothing to go on from after a stop: leave it out"
     if name in UNREAD:
         return f"{mapping}.{name} would have no effect: prepare makes the tokens, and no rows are held out"
     return None
@@ -157,16 +177,20 @@ def _pick(config: Config, key: str) -> Any:
 
 
 @cache
-def _structured() -> DictConfig:
-    return OmegaConf.structured(Config)
+def _structured(group: str) -> DictConfig:
+    """The keys of one group, or with '' those that are in none: cheaper to make than the whole schema."""
+    if group:
+        return OmegaConf.structured(groups()[group])
+    own = [(key, kind, copy(default)) for key, (kind, default) in schema_keys().items() if "." not in key]
+    return OmegaConf.structured(make_dataclass("Root", own))
 
 
 def converted(key: str, value: Any) -> Any:
     """`value` as OmegaConf takes it for `key`, plain. Raises OmegaConfBaseException, also where there is no such key."""
     if owner(key) not in ("", key):
         return value
-    holder, _, name = key.rpartition(".")
-    node = OmegaConf.select(_structured(), holder) if holder else _structured()
+    group, _, name = key.rpartition(".")
+    node = _structured(group)
     node[name] = value
     taken = node[name]
     return OmegaConf.to_container(taken) if OmegaConf.is_config(taken) else taken

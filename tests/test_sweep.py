@@ -1,0 +1,126 @@
+"""A sweep is checked whole before its first job starts; then each job is a run of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def base(tiny: Path, rows: Path) -> list[str]:
+    return [
+        "-m", "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
+        "trainer.max_steps=2", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["lora.r=8,many"], ["hydratune: lora.r=8,many: lora.r is a whole number, found 'many'."]),
+        (["lora.rnak=8,16"], ["hydratune: lora.rnak=8,16: there is no key lora.rnak (did you mean lora.r?)."]),
+        (
+            ["lora=attention,non"],
+            ["hydratune: lora=attention,non: lora has no option 'non' (did you mean none?): it has "],
+        ),
+        (
+            ["lora=all_linear,none", "lora.r=4,16"],
+            ["hydratune: job 2 (lora=none lora.r=4): lora.r=4 has no effect with lora=none."],
+        ),
+        (
+            ["trainer.max_steps=0,5", "seed=1,2", "generate.top_p=0.5"],
+            [
+                "hydratune: job 0 (trainer.max_steps=0 seed=1) and 1 more of 4: trainer.max_steps is above 0, or -1 for",
+                "hydratune: every job: generate.top_p=0.5 has no effect with generate.do_sample=false.",
+            ],
+        ),
+        (
+            ["run_dir=x", "seed=1,2"],
+            ["hydratune: run_dir=x: run_dir is one folder for all jobs: leave it out, or set hydra.sweep.dir."],
+        ),
+        (
+            ["stages=[train],[prepare,train]"],
+            ["hydratune: job 0 (stages=[train]): train needs prepare: set stages=[prepare,train]."],
+        ),
+        (
+            ["seed=interval(1,2)"],
+            ["hydratune: seed=interval(1,2): a grid takes values one by one: set seed=VALUE,VALUE."],
+        ),
+    ],
+)
+def test_mistakes_of_the_configuration(typed: list[str], said: list[str], base: list[str], refused) -> None:
+    text = refused(*base, *typed)
+    assert all(line in text for line in said), text
+
+
+def test_mistakes_that_the_libraries_know(base: list[str], refused: Callable[..., str]) -> None:
+    text = refused(*base, "lora.target_modules=[q_proj],[q_prj]", "seed=1,2", "data.path=gone.jsonl")
+    assert "job 2 (lora.target_modules=[q_prj] seed=1) and 1 more of 4: lora.target_modules names 'q_prj'" in text
+    assert "every job: data.path=gone.jsonl: there is no such file." in text
+
+
+@pytest.mark.slow
+def test_a_dry_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = hydratune(*base, "lora.r=4,8", "trainer.learning_rate=1e-3,1e-4", "stages=[]")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "job  settings                               run directory",
+        "0    lora.r=4 trainer.learning_rate=0.001   sweep/0",
+        "1    lora.r=4 trainer.learning_rate=0.0001  sweep/1",
+        "2    lora.r=8 trainer.learning_rate=0.001   sweep/2",
+        "3    lora.r=8 trainer.learning_rate=0.0001  sweep/3",
+        "4 jobs checked: nothing stands in the way, and stages=[] starts nothing",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_jobs_run_and_one_that_fails_stops_no_other(base: list[str], hydratune: Command, tmp_path: Path) -> None:
+    typed = [*base, "trainer.max_length=2,128", "lora.r=4", "stages=[prepare,train]"]
+    done = hydratune(*typed)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "row 1: no supervised token is left within trainer.max_length=2; raise it." in done.stderr
+    assert "1 of 2 jobs failed: job 0 (trainer.max_length=2)" in done.stdout
+    config = yaml.safe_load((tmp_path / "sweep/1/config.yaml").read_text())
+    assert (config["trainer"]["max_length"], config["lora"]["r"]) == (128, 4)
+    adapter = json.loads((tmp_path / "sweep/1/adapter/adapter_config.json").read_text())
+    assert adapter["r"] == 4
+    assert not (tmp_path / "sweep/0/adapter").exists()
+    again = hydratune(*typed)
+    assert again.returncode == 3
+    assert "train     done: already finished, skipped" in again.stdout
+    other = hydratune(*typed, "seed=1")
+    assert other.returncode == 2
+    assert "sweep/0 holds a run with other settings: set another hydra.sweep.dir." in other.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_sweep_and_saves_the_job(
+    base: list[str], environment: dict[str, str], hydratune: Command, tmp_path: Path
+) -> None:
+    typed = [*base, "trainer.max_steps=300", "seed=1,2", "stages=[prepare,train]"]
+    process = subprocess.Popen([sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "sweep/0/train_log.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert list((tmp_path / "sweep/0/checkpoints").glob("checkpoint-*"))
+    assert not (tmp_path / "sweep/1").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", [["sweep=seeds"], ["hydra/launcher=here"]], ids=["sweep=", "launcher="])
+def test_a_sweep_without_m_is_a_sweep(typed: list[str], base: list[str], hydratune: Command) -> None:
+    done = hydratune(*base[1:], *typed, "stages=[]")
+    assert done.returncode == 0, done.stderr
+    assert f"{3 if 'sweep=seeds' in typed else 1} jobs checked" in done.stdout
