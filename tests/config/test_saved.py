@@ -147,6 +147,20 @@ def test_trusted_code_is_imported(run: Path, environment: dict[str, str], tmp_pa
     assert "data.formatter=mine:formatter: the module mine has no formatter." in done.stderr
 
 
+def test_a_folder_called_as_one_of_our_names_is_not_taken_for_it(
+    environment: dict[str, str], tmp_path: Path, tiny: Path
+) -> None:
+    for name in ("demo", "tinyllama_chat", "mine"):
+        (tmp_path / name).mkdir()
+    said = explained(
+        tmp_path, environment, "data.path", "model.chat_template", "benchmark.include_path", "model.name_or_path",
+        "benchmark=demo", "model=local", "model.name_or_path=mine", "model.chat_template=tinyllama_chat",
+    )  # fmt: skip
+    assert "data.path = demo\n" in said and "benchmark.include_path = demo\n" in said
+    assert "model.chat_template = tinyllama_chat\n" in said
+    assert f"model.name_or_path = {tmp_path}/mine\n" in said
+
+
 def test_secrets_are_not_saved() -> None:
     config = Config(model=ModelConf(extra={"token": "hf_abc", "use_auth_token": "x", "variant": "fp16"}))
     config.data.path = "https://me:password@host/rows.jsonl"

@@ -37,7 +37,8 @@ def make_absolute(config: Config) -> None:
     """A file or folder that is there is named so that it is the same one wherever the run is opened again."""
     for key in PATHS:
         named = _get(config, key)
-        if named and Path(named).expanduser().exists():
+        ours = named == "demo" or (key == "model.chat_template" and not str(named).endswith(".jinja"))
+        if named and not ours and Path(named).expanduser().exists():
             put(config, key, str(Path(named).expanduser().absolute()))
 
 
