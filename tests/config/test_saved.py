@@ -205,7 +205,7 @@ def test_what_a_run_saves(tiny: Path, rows: Path, hydratune, tmp_path: Path) -> 
         "run_dir=run", "stages=[prepare]", "+model.extra.token=hf_secret", "generate.prompts=['a ${b} c']",
     )  # fmt: skip
     assert done.returncode == 2  # an interpolation to nothing
-    assert done.stderr == "hydratune: generate.prompts=['a ${b} c']: Interpolation key 'b' not found.\n"
+    assert done.stderr == "hydratune: generate.prompts=['a ${b} c']: ${b}: there is no key b.\n"
     done = hydratune(
         "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
         "run_dir=run", "stages=[prepare]", "+model.extra.token=hf_secret", "generate.prompts=['a \\${b} c']",
