@@ -36,7 +36,8 @@ from hydratune.build import lora, quantization, trainer
 from hydratune.build.benchmark import build_tasks
 from hydratune.build.data import DEMO, build_tokens, load_tokens, read_rows
 from hydratune.build.hardware import resolve
-from hydratune.build.model import gguf_path, load_model, load_tokenizer, locate
+from hydratune.build.model import load_model, load_tokenizer
+from hydratune.build.source import gguf_path, locate
 from hydratune.build.tracking import set_up_tracking
 from hydratune.config.load import FREE, cache_dir, config_hash
 from hydratune.config.rules import broken_rules

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from functools import cache, partial, reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -84,18 +84,12 @@ def _data(config: Config) -> None:
 
 def _model(config: Config) -> None:
     """The model's configuration and tokenizer."""
-    from hydratune.build.model import load_tokenizer, locate
+    from hydratune.build.model import load_tokenizer
+    from hydratune.build.source import locate
 
     source, gguf = locate(config.model, cache_dir(config))
-    wrong = []
-    settings = partial(_settings, json.dumps(asdict(config.model)), str(cache_dir(config)))
-    for part in (settings, lambda: load_tokenizer(config.model, source, **gguf)):
-        try:
-            part()
-        except ConfigError as error:
-            wrong += error.sentences
-    if wrong:
-        raise ConfigError(wrong)
+    _settings(json.dumps(asdict(config.model)), str(cache_dir(config)))
+    load_tokenizer(config.model, source, **gguf)
 
 
 @cache
@@ -103,7 +97,7 @@ def _settings(model: str, cache_root: str) -> Any:
     """transformers' configuration of the model, conf/model as JSON. Raises ConfigError where there is none."""
     from transformers import AutoConfig
 
-    from hydratune.build.model import locate, not_loaded
+    from hydratune.build.source import locate, not_loaded
 
     conf = ModelConf(**json.loads(model))
     source, gguf = locate(conf, Path(cache_root))

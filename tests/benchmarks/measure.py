@@ -98,7 +98,7 @@ def _digits(value: float) -> str:
 
 def prepared(folder: Path, *overrides: str) -> tuple[list[str], str]:
     """A run with the stage prepare done: the command that goes on with it, and the model's folder."""
-    from hydratune.build.model import model_source
+    from hydratune.build.source import model_source
     from hydratune.config.load import cache_dir
     from hydratune.config.schema import Config, ModelConf
 

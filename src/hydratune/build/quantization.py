@@ -25,6 +25,13 @@ def build_quantization(conf: QuantizationConf, compute_dtype: str) -> BitsAndByt
     )
 
 
+def four_bit_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the layers whose weights bitsandbytes holds in 4 bits."""
+    import bitsandbytes as bnb
+
+    return [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
+
+
 def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights at the first no-grad forward.
 

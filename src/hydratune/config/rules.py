@@ -122,6 +122,8 @@ def _adapter(config: Config) -> Iterator[Broken]:
             ("lora.target_modules", "lora.modules_to_save"),
             f"{', '.join(sorted(both))} is both in lora.target_modules and in lora.modules_to_save: leave it out of one",
         )
+    if config.merge.base == "measure" and not config.merge.verify:
+        yield Broken(("merge.base", "merge.verify"), "merge.base=measure needs merge.verify=true, which measures")
     if config.merge.base == "dequantized" and q.kind not in ("nf4", "fp4"):
         yield Broken(
             ("merge.base", "quantization"),

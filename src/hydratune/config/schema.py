@@ -143,8 +143,11 @@ class MergeConf:
 
     base: str = option(
         "auto",
-        "auto: dequantized where the adapter was trained on 4-bit weights, else original",
-        choices=("auto", "dequantized", "original"),
+        "auto: dequantized where the adapter was trained on 4-bit weights, else original; measure: the lower KL",
+        choices=("auto", "dequantized", "original", "measure"),
+    )
+    method: str = option(
+        "stream", "stream: tensor by tensor; peft: the whole model in memory", choices=("stream", "peft")
     )
     dtype: str = option("auto", "of merged/; auto: the base checkpoint's own", choices=DTYPES)
     verify: bool = option(True, "compare the merged model with the one that was trained")

@@ -70,6 +70,11 @@ class RunDir:
         return self.root / "prepared.json"
 
     @property
+    def quantized(self) -> Path:
+        """Names of the modules whose weights training had in 4 bits, JSON."""
+        return self.root / "quantized.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The trainer's own."""
         return self.root / "checkpoints"

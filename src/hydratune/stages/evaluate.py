@@ -14,7 +14,8 @@ from scipy import stats
 from hydratune.build.adapter import adapter_model
 from hydratune.build.benchmark import build_tasks
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
+from hydratune.build.model import load_model, load_plain, load_tokenizer
+from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import say

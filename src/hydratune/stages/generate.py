@@ -7,7 +7,8 @@ import torch
 from transformers import set_seed
 
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
+from hydratune.build.model import load_model, load_plain, load_tokenizer
+from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import say

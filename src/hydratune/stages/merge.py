@@ -1,92 +1,131 @@
 """Merge the adapter into a plain transformers folder, onto the base that it was trained against."""
 
-import os
+import json
 import shutil
-from dataclasses import replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
-import bitsandbytes as bnb
 import torch
-from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel
 
-from hydratune.build.adapter import adapter_model
-from hydratune.build.data import open_tokens
+from hydratune.build.dequantize import dequantizer
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_model, load_plain, load_tokenizer, model_source
+from hydratune.build.merging import Adapter, merge
+from hydratune.build.safetensors_folder import SafetensorsFolder
+from hydratune.build.source import model_source, snapshot
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_json
+from hydratune.run.receipt import read
 
-
-def _put_dequantized(plain: PreTrainedModel, quantized: PreTrainedModel) -> None:
-    """Copy the values that the quantized layers stand for into `plain`."""
-    target = dict(plain.named_modules())
-    for name, module in quantized.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            weight = bnb.functional.dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
-            target[name].weight.data.copy_(weight)
+CARRIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")  # of a model's folder, beside its weights
+VERIFIED_ROWS = 8
 
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
-    """Writes merged/, whole or not at all. Metrics: KL divergence (nats) and greatest logit difference."""
-    cache = cache_dir(config)
-    source = model_source(config.model, cache)
-    kind = config.quantization.kind
-    base = config.merge.base
-    if base == "auto":
-        base = "dequantized" if kind in ("nf4", "fp4") else "original"
-    say(f"  onto the {base} base")
-    plain = load_model(config.model, source, replace(hardware, dtype="float32"))
-    settings = AutoConfig.from_pretrained(
-        source, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
-    )
-    stored = settings.dtype or torch.float32
-    if base == "dequantized":
-        quantized = load_model(config.model, source, hardware, config.quantization)
-        _put_dequantized(plain, quantized)
-        del quantized
-    merged = PeftModel.from_pretrained(plain, str(run.adapter)).merge_and_unload()
-    dtype = stored if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)
+    """Writes merged/, whole or not at all, and merge_report.json. Metrics: those of the certificate."""
+    conf = config.merge
+    source = model_source(config.model, cache_dir(config))
     for cut_off in run.root.glob(".merged.*"):  # by a merge that was killed
         shutil.rmtree(cut_off)
-    building = run.root / f".merged.{os.getpid()}"
-    merged.to(dtype).save_pretrained(building)
-    load_tokenizer(config.model, source).save_pretrained(building)
-    metrics = _verify(config, run, hardware, source, str(building)) if config.merge.verify else {}
-    shutil.rmtree(run.merged, ignore_errors=True)
-    building.rename(run.merged)
-    return metrics
+    four_bit = config.quantization.kind in ("nf4", "fp4")
+    bases = [conf.base]
+    if conf.base == "auto" or (conf.base == "measure" and not four_bit):
+        bases = ["dequantized" if four_bit else "original"]
+    elif conf.base == "measure":
+        bases = ["dequantized", "original"]
+    reports: dict[str, dict[str, Any]] = {}
+    worst = ""
+    for base in bases:
+        say(f"  onto the {base} base")
+        building = run.root / f".merged.{base}"
+        building.mkdir()
+        if conf.method == "peft":
+            _merge_with_peft(config, run, hardware, source, base, building)
+        else:
+            _merge_in_a_stream(config, run, hardware, source, base, building)
+        _carry(snapshot(source, config.model.revision), run.adapter, building)
+        if conf.verify:
+            reports[base], worst = _verify(config, run, hardware, source, building)
+    chosen = min(bases, key=lambda base: reports.get(base, {}).get("merge/kl", 0.0))
+    report: dict[str, Any] = {"merge/base": chosen, **reports.get(chosen, {})}
+    try:
+        if conf.verify:
+            _accept(config, run, report, reports, worst)
+        shutil.rmtree(run.merged, ignore_errors=True)
+        (run.root / f".merged.{chosen}").rename(run.merged)
+    finally:
+        for left in run.root.glob(".merged.*"):
+            shutil.rmtree(left)
+    return report
 
 
-@torch.no_grad()
-def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged: str) -> dict[str, Any]:
-    """Adapter model against the merged folder loaded afresh, on 8 training rows, in float32.
+def _merge_in_a_stream(config: Config, run: RunDir, hardware: Hardware, source: str, base: str, out: Path) -> None:
+    dtype = None if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)
+    modules: list[str] = []
+    if base == "dequantized":
+        modules = json.loads(run.quantized.read_text(encoding="utf-8"))["modules"]
+    # as they were loaded for training, which may have been on another machine
+    loaded = ((read(run, "train") or {}).get("hardware") or {}).get("dtype", hardware.dtype)
+    values = dequantizer(config.quantization, loaded) if modules else None
+    folder = SafetensorsFolder(snapshot(source, config.model.revision))
+    merge(folder, Adapter(run.adapter), out, dtype, {name: values for name in modules if values})
 
-    Metrics: mean KL divergence in nats and the greatest logit difference. Raises RunError over the tolerance.
-    """
+
+def _merge_with_peft(config: Config, run: RunDir, hardware: Hardware, source: str, base: str, out: Path) -> None:
+    from hydratune.build.peft_merge import merge_with_peft
+
+    merge_with_peft(config, hardware, source, run.adapter, base == "dequantized", out)
+
+
+def _carry(base: Path, adapter: Path, out: Path) -> None:
+    """The other files of a model's folder: the base's, then the tokenizer that training used."""
+    written = {path.name for path in out.iterdir()}
+    for path in sorted(base.iterdir()):
+        weights = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
+        if path.suffix in CARRIED and path.name not in written and not weights:
+            shutil.copyfile(path, out / path.name)
+    for path in sorted(adapter.iterdir()):
+        if path.suffix in CARRIED and path.name != "adapter_config.json":
+            shutil.copyfile(path, out / path.name)
+
+
+def _verify(config: Config, run: RunDir, hardware: Hardware, source: str, merged: Path) -> tuple[dict[str, Any], str]:
+    from hydratune.build.certificate import certify
+    from hydratune.build.data import open_tokens
+    from hydratune.build.model import load_tokenizer
+
     tokenizer = load_tokenizer(config.model, source)
-    rows = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache_dir(config))
-    exact = replace(hardware, dtype="float32", compute_dtype="float32")
-    trained = adapter_model(config, run.adapter, exact, source)
-    fresh = load_plain(merged, torch.float32, trained.device)
-    divergences, differences = [], []
-    for ids in rows["input_ids"][:8]:
-        batch = torch.tensor([ids], device=trained.device)
-        a, b = trained(batch).logits.double(), fresh(batch).logits.double()
-        differences.append((a - b).abs().max().item())
-        p, q = a.log_softmax(-1), b.log_softmax(-1)
-        divergences.append((p.exp() * (p - q)).sum(-1).mean().item())
-    kl, difference = sum(divergences) / len(divergences), max(differences)
-    stored = AutoConfig.from_pretrained(merged).dtype
-    tolerance = config.merge.tolerance or (1e-3 if stored == torch.float32 else 2e-2)
-    report = {"merge/kl": kl, "merge/max_logit_difference": difference}
-    write_json(run.root / "merge_report.json", {**report, "tolerance": tolerance, "rows": len(divergences)})
-    say(f"  against the trained model: KL {kl:.1e}, logits within {difference:.1e}")
+    tokens = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache_dir(config))
+    rows = tokens["input_ids"][-VERIFIED_ROWS:]
+    certificate, worst = certify(config, hardware, source, run.adapter, merged, rows, tokenizer)
+    say(
+        f"  against the trained model: KL {certificate.kl:.1e}, logits within {certificate.max_logit_difference:.1e}, "
+        f"{certificate.same_greedy_tokens:.1%} of the likeliest tokens the same"
+    )
+    return certificate.as_metrics(), worst
+
+
+def _accept(
+    config: Config, run: RunDir, report: dict[str, Any], reports: dict[str, dict[str, Any]], worst: str
+) -> None:
+    """Write merge_report.json. Raises RunError where the merged model is not the one that was trained."""
+    stored = json.loads((run.root / f".merged.{report['merge/base']}" / "config.json").read_text(encoding="utf-8"))
+    exact = "float32" in (stored.get("dtype"), stored.get("torch_dtype"))
+    tolerance = config.merge.tolerance or (1e-3 if exact else 2e-2)
+    kls = {base: found["merge/kl"] for base, found in reports.items()}
+    write_json(run.root / "merge_report.json", {**report, "tolerance": tolerance, "kl_by_base": kls})
+    kl = report["merge/kl"]
     if not kl <= tolerance:
         raise RunError(
-            f"The merged model is not the one that was trained: KL {kl:.2g} is over merge.tolerance={tolerance}. "
-            "Start a run with merge.base=dequantized, or merge.dtype=float32."
+            f"The merged model is not the one that was trained: KL {kl:.2g} is over merge.tolerance={tolerance}, and "
+            f"most differs {worst}. Set merge.base=dequantized or merge.dtype=float32, in another run_dir."
         )
-    return report
+    checks = {
+        "same_prompt_tokens": "its tokenizer makes other tokens of a prompt",
+        "vocabulary_fits": "its embedding has fewer rows than its tokenizer has tokens",
+        "tied_as_configured": "its head and embedding are not tied as its config.json says",
+    }
+    for name, said in checks.items():
+        if not report[f"merge/{name}"]:
+            raise RunError(f"The merged folder can't be served as it was trained: {said}.")

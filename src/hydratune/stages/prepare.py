@@ -4,7 +4,8 @@ from typing import Any
 
 from hydratune.build.data import build_tokens, load_tokens
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_tokenizer, model_source
+from hydratune.build.model import load_tokenizer
+from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import say

@@ -18,13 +18,15 @@ from trl import SFTTrainer
 from hydratune.build.data import open_tokens
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
-from hydratune.build.model import load_model, load_tokenizer, model_source
+from hydratune.build.model import load_model, load_tokenizer
+from hydratune.build.quantization import four_bit_modules
+from hydratune.build.source import model_source
 from hydratune.build.tracking import finish_tracking, set_up_tracking
 from hydratune.build.trainer import build_trainer_args, load_callbacks
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import on_terminal, progress, say
-from hydratune.run.layout import RunDir
+from hydratune.run.layout import RunDir, write_json
 from hydratune.run.signals import SAVED, handled
 from hydratune.run.train_log import append_log, cut_log
 
@@ -87,6 +89,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
     tokens = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache)
     model = load_model(config.model, source, hardware, config.quantization)
     if config.quantization.kind != "none":
+        write_json(run.quantized, {"modules": four_bit_modules(model)})
         # the trainer switches checkpointing on itself
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     trainer = SFTTrainer(
