@@ -1,8 +1,11 @@
 """Run the named stages in order; what has a receipt is skipped."""
 
+import errno
 import importlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import yaml
 
 from hydratune.config.load import saved_form
-from hydratune.config.schema import STAGES, Config, ConfigError
+from hydratune.config.schema import STAGES, Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
@@ -160,11 +163,26 @@ def _run_stages(config: Config, run_dir: RunDir) -> None:
             if hardware is None:
                 hardware = importlib.import_module("hydratune.build.hardware").resolve(config)
                 say("  " + " ".join(f"{key}={value}" for key, value in asdict(hardware).items()))
-            metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, hardware)
+            with _disk_errors(stage, run_dir):
+                metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, hardware)
         seconds = time.monotonic() - start
         facts |= {"status": "done", "seconds": round(seconds, 2), "metrics": metrics, "hardware": asdict(hardware)}
         receipt.write(run_dir, stage, facts | {"outputs": run_dir.written_since(began)})
         say(f"{stage:9} done in {seconds:.0f} s")
+
+
+@contextmanager
+def _disk_errors(stage: str, run_dir: RunDir) -> Iterator[None]:
+    """A disk that is full is no crash: what was written before is whole, and the same command goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or run_dir.root
+        raise RunError(
+            f"No room was left for what stage {stage} writes ({where}): make some, and type the same command again."
+        ) from None
 
 
 def _collect(run_dir: RunDir) -> dict[str, Any]:

@@ -6,14 +6,13 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydratune.config.load import cache_dir
-from hydratune.config.schema import Config, ConfigError, ModelConf
+from hydratune.config.schema import STAGES, Config, ConfigError, ModelConf
 from hydratune.config.values import suggestion
 from hydratune.hints import fits, words
 
@@ -62,8 +61,8 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
         for config, stages in jobs:
             said = [
                 sentence
-                for step, reads, stage in STEPS
-                if stages and (stage is None or stage in stages)
+                for step, reads, needed_by in STEPS
+                if set(stages) & set(needed_by)
                 for sentence in ask(step, config, reads)
             ]
             found.append(list(dict.fromkeys(said)))
@@ -121,61 +120,13 @@ def _skeleton(model: str, cache_root: str) -> Any:
 
 
 def _adapter(config: Config) -> None:
-    """Every module that the adapter, or the quantization, names is one of the model's, and peft can adapt it."""
-    import torch
-    from peft.tuners.lora import LoraModel
+    from hydratune.preflight_adapter import check_adapter
 
-    from hydratune.build.lora import build_lora
-
-    lora, skipped = config.lora, config.quantization.llm_int8_skip_modules or []
     try:
         model = _skeleton(json.dumps(asdict(config.model)), str(cache_dir(config)))
-        built = build_lora(lora)
-    except (ConfigError, TypeError, ValueError):
-        return  # said by _model and _options
-    names = [name for name, _ in model.named_modules()]
-
-    def ends(name: str) -> bool:
-        return any(module == name or module.endswith(f".{name}") for module in names)
-
-    def matches(pattern: str) -> bool:
-        """As peft matches the keys of rank_pattern and alpha_pattern."""
-        try:
-            return any(re.fullmatch(rf"(.*\.)?({pattern})", module) for module in names)
-        except re.error:
-            return False
-
-    targets = lora.target_modules if isinstance(lora.target_modules, list) else []
-    missing = [("lora.target_modules", name) for name in targets if not ends(name)]
-    missing += [("lora.modules_to_save", name) for name in lora.modules_to_save or [] if not ends(name)]
-    missing += [("lora.rank_pattern", name) for name in lora.rank_pattern if not matches(name)]
-    missing += [("lora.alpha_pattern", name) for name in lora.alpha_pattern if not matches(name)]
-    missing += [("quantization.llm_int8_skip_modules", name) for name in skipped if not ends(name)]
-    linear = {n.rpartition(".")[2] for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    has = f"the model has {', '.join(sorted(linear - {'lm_head'}))}"
-    wrong = [f"{key} names {name!r}, which matches no module of the model: {has}." for key, name in missing]
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    wrong += [
-        f"lora.layers_to_transform names layer {number}, and the model has the layers 0 to {layers - 1}."
-        for number in lora.layers_to_transform or []
-        if not 0 <= number < layers
-    ]
-    if not wrong and built is not None:
-        try:
-            with torch.device("meta"):
-                adapted = LoraModel(deepcopy(model), built, "default").targeted_module_names
-        except (TypeError, ValueError, re.error) as error:
-            said = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
-            wrong.append(f"lora.target_modules={lora.target_modules}: {said}; {has}.")
-        else:
-            beside = _beside_the_text(model, adapted)
-            if beside:
-                wrong.append(
-                    f"lora.target_modules={lora.target_modules} reaches {len(beside)} modules that text never does, "
-                    f"such as {beside[0]}: set lora=language_model."
-                )
-    if wrong:
-        raise ConfigError(wrong)
+    except ConfigError:
+        return  # said by _model
+    check_adapter(config, model)
 
 
 @cache
@@ -193,15 +144,6 @@ def _library_options() -> dict[str, dict[str, Any]]:
         "quantization": dict.fromkeys(inspect.signature(BitsAndBytesConfig).parameters, Any),
         "model": dict.fromkeys([*inspect.signature(PreTrainedModel.from_pretrained).parameters, *taken], Any),
     }
-
-
-def _beside_the_text(model: Any, adapted: Sequence[str]) -> list[str]:
-    """Those of the `adapted` modules that are in another part of the model than its language model: an image encoder."""
-    decoder = model.get_decoder()
-    if decoder is None or model.config.get_text_config() is model.config:
-        return []
-    root = next(name for name, module in model.named_modules() if module is decoder)
-    return [name for name in adapted if not name.startswith(f"{root}.") and name != "lm_head"]
 
 
 def _options(config: Config) -> None:
@@ -262,14 +204,15 @@ def _tasks(config: Config) -> None:
         raise ConfigError(wrong)
 
 
-# each step, the groups or keys that its answer depends on, and the stage that needs it (None: any)
-STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], str | None], ...] = (
-    (_hardware, ("model", "quantization", "lora", "trainer"), None),
-    (_data, ("data",), "prepare"),
-    (_model, ("model",), None),
-    (_adapter, ("model", "quantization", *ADAPTED), "train"),
-    (_options, ("model", "quantization", "lora", "trainer"), "train"),
-    (_sockets, ("trainer",), "train"),
-    (_tracking, ("tracking",), "train"),
-    (_tasks, ("benchmark",), "evaluate"),
+LOADING = ("prepare", "train", "evaluate", "generate")  # stages that begin with the model or its tokenizer
+# each step, the groups or keys that its answer depends on, and the stages that need it
+STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], ...] = (
+    (_hardware, ("model", "quantization", "lora", "trainer"), STAGES),
+    (_data, ("data",), ("prepare",)),
+    (_model, ("model",), LOADING),
+    (_adapter, ("model", "quantization", "merge.method", *ADAPTED), ("train",)),
+    (_options, ("model", "quantization", "lora", "trainer"), ("train",)),
+    (_sockets, ("trainer",), ("train",)),
+    (_tracking, ("tracking",), ("train",)),
+    (_tasks, ("benchmark",), ("evaluate",)),
 )

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from hydratune.build.safetensors_folder import Entry, SafetensorsFolder, write_folder
 from hydratune.config.schema import RunError
 
+BLOCK = 1 << 18  # elements
 PREFIX = "base_model.model."  # of every name in an adapter
 Dequantize = Callable[[Tensor], Tensor]  # a base weight as it is stored -> the values that its 4-bit form stands for
 
@@ -142,13 +144,16 @@ def merge(
         if not changes and source not in quantized and kind == stored.dtype:
             return stored.renamed(name)
 
-        def value() -> Tensor:
+        def value() -> Iterator[Tensor]:
             weight = base.tensor(source)
             if source in quantized:
                 weight = quantized[source](weight)
+            if len(changes) == 1 and _is_plain(changes[0], weight, adapter):
+                yield from _in_blocks(weight, changes[0], adapter, kind)
+                return
             for change in changes:
                 weight = _changed(weight, change, adapter)
-            return weight.to(kind)
+            yield weight.to(kind)
 
         shape = next((_shape(adapter, c) for c in changes if c.kind == "whole"), stored.shape)
         return Entry(name, kind, shape, value)
@@ -166,6 +171,39 @@ def _shape(adapter: Adapter, change: Change) -> tuple[int, ...]:
     return tuple(adapter._file.get_slice(change.names[0]).get_shape())
 
 
+def _is_plain(change: Change, weight: Tensor, adapter: Adapter) -> bool:
+    return change.kind == "lora" and len(change.names) == 2 and not _transposed(change, weight, adapter)
+
+
+def _transposed(change: Change, weight: Tensor, adapter: Adapter) -> bool:
+    """Whether the module is transformers' Conv1D, of which GPT-2 is made: it keeps (in, out). A head is a Linear."""
+    return bool(adapter.config.get("fan_in_fan_out")) and not change.module.endswith("lm_head")
+
+
+def _in_blocks(weight: Tensor, change: Change, adapter: Adapter, kind: torch.dtype) -> Iterator[Tensor]:
+    """As _changed, for blocks of rows that stay in the processor's cache: the same bits at half the time."""
+    a, b = (adapter.tensor(name) for name in change.names)  # (r, in) and (out, r)
+    scaling = adapter.scaling(change.module)
+    rows = max(1, BLOCK // weight.shape[1])
+    delta, base = torch.empty(rows, weight.shape[1]), torch.empty(rows, weight.shape[1])
+    with one_thread():
+        for start in range(0, weight.shape[0], rows):
+            part = weight[start : start + rows]
+            torch.mm(b[start : start + rows], a, out=delta[: len(part)])
+            yield delta[: len(part)].mul_(scaling).add_(base[: len(part)].copy_(part)).to(kind)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Blocks are so small that several threads would mostly wait for each other, at full load."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _changed(weight: Tensor, change: Change, adapter: Adapter) -> Tensor:
     """The changed parameter in float32, its arithmetic in the order of peft's own merge."""
     if change.kind == "whole":
@@ -179,9 +217,7 @@ def _changed(weight: Tensor, change: Change, adapter: Adapter) -> Tensor:
     if change.kind == "embedding":  # (r, vocabulary) and (width, r)
         return (second @ first).T.mul_(scaling).add_(weight)
     delta = (second @ first).mul_(scaling)  # (out, r) @ (r, in)
-    # transformers' Conv1D, of which GPT-2 is made, keeps (in, out); a head is a Linear there too
-    transposed = bool(adapter.config.get("fan_in_fan_out")) and delta.T.shape == weight.shape
-    transposed = transposed and not change.module.endswith("lm_head")
+    transposed = _transposed(change, weight, adapter)
     if transposed:
         delta = delta.T
     merged = delta.add_(weight)

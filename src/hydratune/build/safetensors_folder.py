@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,12 +27,12 @@ CHUNK = 1 << 24  # bytes
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to write: computed by `value`, or copied from `file`, `length` bytes at `start`."""
+    """A tensor to write: computed by `value`, row block by row block, or copied from `file`, `length` bytes at `start`."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    value: Callable[[], Tensor] | None = None
+    value: Callable[[], Iterator[Tensor]] | None = None
     file: Path | None = None
     start: int = 0
     length: int = 0
@@ -167,11 +167,14 @@ def _write(path: Path, entries: list[Entry]) -> None:
             if entry.value is None:
                 _copy(entry, file)
             else:
-                tensor = entry.value().contiguous()
-                assert tuple(tensor.shape) == entry.shape, entry.name
-                file.write(tensor.flatten().view(torch.uint8).numpy().data)
+                written = sum(file.write(_bytes(block)) for block in entry.value())
+                assert written == entry.bytes, entry.name
         file.flush()
         os.fsync(file.fileno())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _copy(entry: Entry, to: BinaryIO) -> None:

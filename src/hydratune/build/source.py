@@ -58,7 +58,9 @@ def locate(conf: ModelConf, cache: Path) -> tuple[str, dict[str, str]]:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.name_or_path={conf.name_or_path} is a folder without config.json.")
         if not any(folder.glob("*.safetensors")):
-            raise ConfigError(f"model.name_or_path={conf.name_or_path} holds no .safetensors file, the only kind loaded.")
+            raise ConfigError(
+                f"model.name_or_path={conf.name_or_path} holds no .safetensors file, the only kind loaded."
+            )
         return str(folder.resolve()), {}
     if conf.name_or_path.startswith(("/", ".", "~")) or conf.name_or_path.count("/") > 1:
         raise ConfigError(f"model.name_or_path={conf.name_or_path}: there is no such folder.")
