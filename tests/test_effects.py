@@ -32,11 +32,12 @@ from transformers import (
 from trl import SFTConfig
 
 from hydratune import pipeline
-from hydratune.build import lora, quantization, trainer
+from hydratune.build import lora, peft_merge, quantization, trainer
 from hydratune.build.benchmark import build_tasks
 from hydratune.build.data import DEMO, build_tokens, load_tokens, read_rows
 from hydratune.build.hardware import resolve
 from hydratune.build.model import load_model, load_tokenizer
+from hydratune.build.quantization import four_bit_modules
 from hydratune.build.source import gguf_path, locate
 from hydratune.build.tracking import set_up_tracking
 from hydratune.config.load import FREE, cache_dir, config_hash
@@ -45,7 +46,7 @@ from hydratune.config.saved import open_run, put, start_from
 from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.config.typed import Typed
 from hydratune.config.values import schema_keys, value_problem, value_problems
-from hydratune.run.layout import RunDir
+from hydratune.run.layout import RunDir, write_json
 from hydratune.stages import evaluate, generate, merge, prepare
 
 CODE = """
@@ -181,6 +182,8 @@ def merged(observe: Callable[[RunDir], Any]) -> Probe:
         run = RunDir(bench.new)
         shutil.copytree(bench.files / "adapter", run.adapter)
         prepare.run(config, run, resolve(config))
+        loaded = load_model(config.model, str(bench.tiny), resolve(config), config.quantization)
+        write_json(run.quantized, {"modules": four_bit_modules(loaded)})  # as the stage train leaves it
         try:
             merge.run(config, run, resolve(config))
         except RunError as error:
@@ -188,6 +191,20 @@ def merged(observe: Callable[[RunDir], Any]) -> Probe:
         return observe(run)
 
     return probe
+
+
+def merges_with_peft(config: Config, bench: Bench) -> int:
+    """How often the library's own merge is called, which then merges for real."""
+    calls, real = [], peft_merge.merge_with_peft
+
+    def record(*arguments: Any) -> None:
+        calls.append(arguments)
+        real(*arguments)
+
+    with bench.patch.context() as patched:
+        patched.setattr(peft_merge, "merge_with_peft", record)
+        assert merged(weights)(config, bench)
+    return len(calls)
 
 
 def weights(run: RunDir) -> dict[str, Any]:
@@ -340,6 +357,7 @@ EFFECTS = {
     ),
     "trainer.extra": Effect({}, {"adam_beta1": 0.8}, sft("adam_beta1")),
     "merge.base": Effect("dequantized", "original", merged(weights), {**QLORA, "merge.verify": False}),
+    "merge.method": Effect("stream", "peft", merges_with_peft, {**QLORA, "merge.verify": False}),
     "merge.dtype": Effect("float32", "bfloat16", merged(weights), {**QLORA, "merge.verify": False}),
     "merge.verify": Effect(True, False, merged(lambda run: (run.root / "merge_report.json").exists()), QLORA),
     "merge.tolerance": Effect(

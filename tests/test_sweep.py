@@ -1,6 +1,7 @@
 """A sweep is checked whole before its first job starts; then each job is a run of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -61,6 +62,27 @@ def test_mistakes_of_the_configuration(typed: list[str], said: list[str], base: 
     assert all(line in text for line in said), text
 
 
+def test_a_secret_can_not_reach_the_jobs(base: list[str], refused: Callable[..., str]) -> None:
+    said = refused(*base, "seed=1,2", "+model.extra.token=hf_mine")
+    assert "every job: a secret can't reach the jobs of a sweep: leave it to the environment" in said
+    assert "hf_mine" not in said
+
+
+def test_a_mapping_is_merged_as_in_a_single_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/x.yaml").write_text(
+        "# @package _global_\n# x: hydratune experiment=x\ntrainer:\n  extra:\n    adam_beta2: 0.95\n"
+    )
+    done = hydratune(
+        *base, "--config-dir", "mine", "experiment=x", "++trainer.extra={adam_beta1:0.8}", "seed=1,2",
+        "stages=[prepare]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for number in (0, 1):
+        config = yaml.safe_load((tmp_path / f"sweep/{number}/config.yaml").read_text())
+        assert config["trainer"]["extra"] == {"adam_beta1": 0.8, "adam_beta2": 0.95}
+
+
 def test_mistakes_that_the_libraries_know(base: list[str], refused: Callable[..., str]) -> None:
     text = refused(*base, "lora.target_modules=[q_proj],[q_prj]", "seed=1,2", "data.path=gone.jsonl")
     assert "job 2 (lora.target_modules=[q_prj] seed=1) and 1 more of 4: lora.target_modules names 'q_prj'" in text
@@ -95,27 +117,45 @@ def test_jobs_run_and_one_that_fails_stops_no_other(base: list[str], hydratune: 
     adapter = json.loads((tmp_path / "sweep/1/adapter/adapter_config.json").read_text())
     assert adapter["r"] == 4
     assert not (tmp_path / "sweep/0/adapter").exists()
-    again = hydratune(*typed)
+    words = yaml.safe_load((tmp_path / "sweep/1/.hydra/overrides.yaml").read_text())
+    assert "lora.r=4" in words and "trainer.max_length=128" in words
+    again = hydratune(*typed[:-1], "stages=[prepare,train,merge,generate]", "generate.prompts=[hello]")
     assert again.returncode == 3
     assert "train     done: already finished, skipped" in again.stdout
+    assert (tmp_path / "sweep/1/samples.jsonl").is_file()  # what may change on a run reaches a job that is there
     other = hydratune(*typed, "seed=1")
     assert other.returncode == 2
     assert "sweep/0 holds a run with other settings: set another hydra.sweep.dir." in other.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("when", ["starting", "training"])
 def test_a_signal_stops_the_sweep_and_saves_the_job(
-    base: list[str], environment: dict[str, str], hydratune: Command, tmp_path: Path
+    when: str, base: list[str], environment: dict[str, str], hydratune: Command, tmp_path: Path
 ) -> None:
     typed = [*base, "trainer.max_steps=300", "seed=1,2", "stages=[prepare,train]"]
     process = subprocess.Popen([sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "sweep/0/train_log.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    mark = tmp_path / ("sweep/0/train_log.jsonl" if when == "training" else "sweep/0/config.yaml")
+    while not mark.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
-    assert list((tmp_path / "sweep/0/checkpoints").glob("checkpoint-*"))
+    assert bool(list((tmp_path / "sweep/0").glob("checkpoints/checkpoint-*"))) == (when == "training")
     assert not (tmp_path / "sweep/1").exists()
+
+
+@pytest.mark.slow
+def test_a_job_sees_the_libraries_and_not_the_working_directory(
+    base: list[str], hydratune: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "datasets.py").write_text("raise RuntimeError('shadowed')")
+    typed = [*base[:-1], "hydra.sweep.dir='my sweep (1)'", "name='a,b'", "seed=1", "stages=[prepare]"]
+    from_a_shell = [str(Path(sys.executable).with_name("hydratune")), *typed]
+    environment = {**os.environ, "HYDRATUNE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(from_a_shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "my sweep (1)/0/receipts/prepare.json").is_file()
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ class GridSweeper(Sweeper):
         from hydratune.sweep import grid
 
         assert self.hydra_context and self.launcher
-        overrides = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        overrides = [f"{k}={'null' if v is None else v}" for k, v in self.params.items()] + arguments
         return self.launcher.launch(grid(self.hydra_context.config_loader, overrides), initial_job_idx=0)
 
 

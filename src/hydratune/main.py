@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from hydratune.config.hydras_own import in_one_line
 from hydratune.config.load import CONF_DIR
 from hydratune.config.saved import settled
 from hydratune.config.schema import ConfigError, RunError
+from hydratune.config.secrets import redacted_override
 from hydratune.config.typed import Typed, split_arguments
 
 
@@ -35,14 +37,18 @@ def main() -> None:
 def _command(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         return print(f"hydratune {version('hydratune')}")
-    verb = arguments[0] if arguments[:1] == ["explain"] else ""
-    typed = split_arguments(arguments[1:] if verb else arguments)
+    typed = split_arguments(arguments)
     if {"-h", "--help"} & set(typed.rest):
         from hydratune.config.help import show_help
 
         return show_help(typed.config_dir)
+    if typed.completes and any(word.startswith("query=") for word in typed.overrides):
+        from hydratune.config.completion import print_completions
+
+        return print_completions()
     with _plain_errors(typed):
-        if verb:
+        _refuse_combinations(typed)
+        if typed.asked is not None:
             from hydratune.config.explain import explain
 
             return explain(typed)
@@ -50,6 +56,20 @@ def _command(arguments: list[str]) -> None:
             refuse_mistakes(typed)
         sys.argv[1:] = typed.rest
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(lambda c: _run(c, typed))()
+
+
+def _refuse_combinations(typed: Typed) -> None:
+    if typed.from_run and (typed.multirun or any(word.startswith("sweep=") for word in typed.overrides)):
+        raise ConfigError(
+            "--from begins one run, and a sweep many: leave it out, and choose the settings by experiment=X."
+        )
+    if typed.from_run and {"--cfg", "-c"} & set(typed.rest):
+        raise ConfigError(
+            f"--cfg shows what is composed, without a saved run: type hydratune explain KEY --from {typed.from_run}."
+        )
+    for word in typed.rest:
+        if word.startswith(("--experimental-rerun", "--resolve")) and not {"--cfg", "-c"} & set(typed.rest):
+            raise ConfigError(f"{word} has no use here: leave it out.")
 
 
 def _run(composed: DictConfig, typed: Typed) -> float | None:
@@ -60,9 +80,16 @@ def _run(composed: DictConfig, typed: Typed) -> float | None:
 
         config = settled(composed, typed)
         pipeline.check_inputs(config)
-        with handled(stop):
-            preflight.check(config, pipeline.unfinished(config))
-            return pipeline.run(config, typed.overrides)
+        sys.argv[1:] = [redacted_override(word) for word in sys.argv[1:]]  # which a tracker records
+        try:
+            with handled(stop):
+                preflight.check(config, pipeline.unfinished(config))
+                return pipeline.run(config, typed.overrides)
+        except (ConfigError, RunError):
+            raise
+        except Exception:  # a crash: Hydra would print the overrides with it, and secrets among them
+            traceback.print_exc()
+            sys.exit(1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,18 @@ def run(config: Config, typed: list[str]) -> float | None:
         for stage in config.stages:
             say(_skipped(stage, run_dir))
     else:
-        run_dir.root.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"run_dir={config.run_dir} can't be made: {error.strerror}.") from None
         with alone_in(run_dir):
             text = yaml.safe_dump(saved_form(config), sort_keys=False, allow_unicode=True)
             write_atomically(run_dir.config, text)
-            write_atomically(run_dir.overrides, yaml.safe_dump([redacted_override(one) for one in typed]))
+            words = [redacted_override(one) for one in typed]
+            if not run_dir.overrides.is_file():
+                write_atomically(run_dir.overrides, yaml.safe_dump(words))
+            with run_dir.commands.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "typed": words}) + "\n")
             _run_stages(config, run_dir)
     metrics = _collect(run_dir)
     comparison = run_dir.benchmark / "comparison.json"
@@ -177,12 +185,14 @@ def _disk_errors(stage: str, run_dir: RunDir) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         where = error.filename or run_dir.root
-        raise RunError(
-            f"No room was left for what stage {stage} writes ({where}): make some, and type the same command again."
-        ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"No room was left for what stage {stage} writes ({where}): make some, and type the same command again."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"Stage {stage} may not write {where}: {error.strerror}.") from None
+        raise
 
 
 def _collect(run_dir: RunDir) -> dict[str, Any]:

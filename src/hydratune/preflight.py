@@ -102,7 +102,11 @@ def _settings(model: str, cache_root: str) -> Any:
     source, gguf = locate(conf, Path(cache_root))
     try:
         return AutoConfig.from_pretrained(
-            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code, **gguf
+            source,
+            revision=conf.revision,
+            trust_remote_code=conf.trust_remote_code,
+            token=conf.extra.get("token"),
+            **gguf,
         )
     except (OSError, ValueError) as error:
         raise not_loaded("model", source, error) from None
@@ -129,6 +133,21 @@ def _adapter(config: Config) -> None:
     check_adapter(config, model)
 
 
+def _options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The named parameters of a function or class, and their types where they are annotated."""
+    named = inspect.signature(function).parameters.values()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    kept = [one for one in named if one.kind not in variable and one.name not in ("self", "config")]
+    return {one.name: _type_of(one) for one in kept if not one.name.startswith("_")}
+
+
+def _type_of(parameter: inspect.Parameter) -> Any:
+    """As annotated, else that of a plain default."""
+    if parameter.annotation is not inspect.Parameter.empty and not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    return type(parameter.default) if isinstance(parameter.default, bool | float) else Any
+
+
 @cache
 def _library_options() -> dict[str, dict[str, Any]]:
     """Group with `extra` -> the options of its library's class and their types."""
@@ -141,8 +160,9 @@ def _library_options() -> dict[str, dict[str, Any]]:
     return {
         "trainer": get_type_hints(SFTConfig),
         "lora": get_type_hints(LoraConfig),
-        "quantization": dict.fromkeys(inspect.signature(BitsAndBytesConfig).parameters, Any),
-        "model": dict.fromkeys([*inspect.signature(PreTrainedModel.from_pretrained).parameters, *taken], Any),
+        "quantization": _options_of(BitsAndBytesConfig),
+        "model": _options_of(PreTrainedModel.from_pretrained)
+        | dict.fromkeys([name for name in taken if not name.startswith("_") and name != "state_dict"], Any),
     }
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,11 +20,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from hydratune import pipeline, preflight
-from hydratune.config.load import saved_form, to_config
+from hydratune.config import secrets
+from hydratune.config.load import config_hash, saved_form, to_config
 from hydratune.config.rules import broken_rules
 from hydratune.config.saved import begun, make_absolute, put
 from hydratune.config.schema import Config, ConfigError
-from hydratune.config.secrets import redacted, redacted_override
 from hydratune.config.settings import group_options
 from hydratune.config.values import converted, value_problems
 from hydratune.run.console import say
@@ -41,6 +41,7 @@ class Job:
 
     number: int
     overrides: list[str]  # those that differ between jobs
+    words: list[str]  # all
     config: Config
 
     @property
@@ -69,13 +70,14 @@ def checked_jobs(loader: ConfigLoader, master: DictConfig, overrides: Sequence[S
             raise ConfigError(f"run_dir={config.run_dir} is one folder for all jobs: set hydra.sweep.dir instead.")
         config.run_dir = str(root / str(number))
         make_absolute(config)
-        jobs.append(Job(number, [redacted_override(word) for word in words if word not in shared], config))
+        said_words = [secrets.redacted_override(word) for word in words]
+        jobs.append(Job(number, [word for word in said_words if word not in shared], said_words, config))
     said: dict[str, list[Job]] = {}
     later = []
     for job in jobs:
         wrong = [f"{problem}." for problem in value_problems(job.config).values()]
         wrong += [f"{rule.sentence}." for rule in broken_rules(job.config)]
-        wrong += _other_settings(job)
+        wrong += [*_other_settings(job), *_secrets(job)]
         if not wrong:
             try:
                 pipeline.check_inputs(job.config)
@@ -110,6 +112,13 @@ def _other_settings(job: Job) -> list[str]:
     return [f"{job.config.run_dir} holds a run with other settings: set another hydra.sweep.dir."] if other else []
 
 
+def _secrets(job: Job) -> list[str]:
+    """Of settings that would be lost: a job reads its own from a file, and no secret is kept in one."""
+    if secrets.REDACTED in json.dumps(saved_form(job.config)):
+        return ["a secret can't reach the jobs of a sweep: leave it to the environment (HF_TOKEN, WANDB_API_KEY)."]
+    return []
+
+
 def _composed(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Config]:
     """The configuration of each job.
 
@@ -128,7 +137,7 @@ def _composed(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[
             plain = str(OmegaConf.to_container(_without_hydra(composed), resolve=False))
             bases[choices] = to_config(composed), "${" in plain
         base, interpolated = bases[choices]
-        if interpolated or any("${" in str(o.value()) or o.is_delete() for o in values):
+        if interpolated or any("${" in str(o.value()) or o.is_delete() or isinstance(o.value(), dict) for o in values):
             configs.append(to_config(loader.load_sweep_config(master, list(words))))
         else:
             configs.append(_with_values(deepcopy(base), values))
@@ -151,7 +160,7 @@ def _root(master: DictConfig, configs: list[Config]) -> Path:
     named = master.hydra.sweep.dir
     if named != "auto":
         return Path(named)
-    said = json.dumps([redacted(asdict(config)) for config in configs], sort_keys=True)
+    said = ",".join(config_hash(config) for config in configs)  # as each run's own: without stages, benchmark, ...
     return Path("runs") / f"{configs[0].name}-sweep-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
@@ -161,7 +170,9 @@ def run_here(jobs: list[Job]) -> list[JobReturn]:
     if not jobs[0].config.stages:
         say(f"{len(jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
         return [_returned(job, JobStatus.COMPLETED, None) for job in jobs]
-    results = [_run_job(job) for job in jobs]
+    runner = _Runner()
+    with handled(runner.take):
+        results = [runner.run(job) for job in jobs]
     failed = [job for job, result in zip(jobs, results, strict=True) if result.status == JobStatus.FAILED]
     if failed:
         say(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(job.label for job in failed)}")
@@ -173,29 +184,51 @@ def _row(job: Job) -> tuple[str, str, str]:
     return str(job.number), " ".join(job.overrides), str(job.config.run_dir)
 
 
-def _run_job(job: Job) -> JobReturn:
-    run_dir = RunDir(Path(str(job.config.run_dir)))
-    say(f"\n{job.label}")
-    if not run_dir.config.is_file():
-        write_atomically(run_dir.config, yaml.safe_dump(saved_form(job.config), sort_keys=False, allow_unicode=True))
-    # trusted, for this process has just written what the user's own command line says
-    command = [
-        sys.executable, "-m", "hydratune", f"run_dir={run_dir.root}", f"stages=[{','.join(job.config.stages)}]",
-        "trust=true",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True)
+class _Runner:
+    """Runs jobs; a signal that asks to stop goes to the job at work, and no other begins."""
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.signals: list[int] = []
 
-    with handled(pass_on):
-        status = process.wait()
-    if status in (SAVED, 130):
-        sys.exit(status)
-    if status:
-        return _returned(job, JobStatus.FAILED, RuntimeError(f"{job.label} ended with {status}"))
-    metrics = json.loads(run_dir.metrics.read_text()) if run_dir.metrics.is_file() else {}
-    return _returned(job, JobStatus.COMPLETED, metrics.get("train/loss"))
+    def take(self, number: int, _frame: FrameType | None) -> None:
+        self.signals.append(number)
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def run(self, job: Job) -> JobReturn:
+        self._stop_if_asked(SAVED)
+        run_dir = RunDir(Path(str(job.config.run_dir)))
+        say(f"\n{job.label}")
+        text = yaml.safe_dump(saved_form(job.config), sort_keys=False, allow_unicode=True)
+        write_atomically(run_dir.config, text)
+        if not run_dir.overrides.is_file():
+            write_atomically(run_dir.overrides, yaml.safe_dump(job.words))
+        self.process = subprocess.Popen(_command(job, run_dir.root), start_new_session=True)
+        if self.signals:  # one that came before there was a process to take it
+            self.process.send_signal(self.signals[-1])
+        status = self.process.wait()
+        self._stop_if_asked(status if status in (SAVED, 130) else SAVED)
+        if status in (SAVED, 130):
+            sys.exit(status)
+        if status:
+            return _returned(job, JobStatus.FAILED, RuntimeError(f"{job.label} ended with {status}"))
+        metrics = json.loads(run_dir.metrics.read_text()) if run_dir.metrics.is_file() else {}
+        return _returned(job, JobStatus.COMPLETED, metrics.get("train/loss"))
+
+    def _stop_if_asked(self, status: int) -> None:
+        if self.signals:
+            sys.exit(status)
+
+
+def _command(job: Job, root: Path) -> list[str]:
+    """Trusted, for this process has just written what the user's own command line says.
+
+    -P, so that a file of the user's in the working directory hides no library.
+    """
+    quoted = str(root).replace("\\", "\\\\").replace("'", "\\'")
+    stages = f"stages=[{','.join(job.config.stages)}]"
+    return [sys.executable, "-P", "-m", "hydratune", f"run_dir='{quoted}'", stages, "trust=true"]
 
 
 def _returned(job: Job, status: JobStatus, value: Any) -> JobReturn:

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
@@ -20,5 +20,4 @@ model = AutoModelForCausalLM.from_pretrained(
 if args.nf4:
     model = model.dequantize()
 merged = PeftModel.from_pretrained(model, args.adapter).merge_and_unload()
-merged.save_pretrained(args.out)
-AutoTokenizer.from_pretrained(args.model).save_pretrained(args.out)
+merged.to(AutoConfig.from_pretrained(args.model).dtype).save_pretrained(args.out)

@@ -97,10 +97,6 @@ SETTINGS: dict[str, tuple[str, str, str, str]] = {
     "owned elsewhere": (
         "trainer.output_dir", "x", "x", "there is no key trainer.output_dir: output_dir belongs to run_dir."
     ),
-    "unknown": (
-        "trainer.zzz", "1", "1",
-        "there is no key trainer.zzz; an option of the library's own goes through +trainer.extra.zzz=VALUE.",
-    ),
     "no whole number": ("lora.r", "1.5", "1.5", "lora.r is a whole number, found 1.5."),
     "no number": ("trainer.learning_rate", "fast", "fast", "trainer.learning_rate is a number, found 'fast'."),
     "no boolean": ("lora.use_dora", "maybe", "maybe", "lora.use_dora is true or false, found 'maybe'."),
@@ -139,6 +135,16 @@ for number, (kind, setting) in enumerate(SETTINGS.items()):
     skipped = {"saved", "sweep"} if number % 2 else {"base", "several"}
     MISTAKES |= {f"{kind}, {place}": at(place, *setting) for place in PLACES if place not in skipped}
 
+# how an option of a library's own is written depends on the place
+for place in PLACES:
+    said = "there is no key trainer.zzz; for an option of the library's own, write zzz: below trainer.extra."
+    if place in ("typed", "several", "sweep"):
+        sign = ": " if place == "sweep" else "="
+        said = (
+            f"there is no key trainer.zzz; an option of the library's own goes through +trainer.extra.zzz{sign}VALUE."
+        )
+    MISTAKES[f"unknown, {place}"] = at(place, "trainer.zzz", "1", "1", said)
+
 # what an interpolation can do, at the places where one is resolved: a saved file's is text
 NOT_THERE = "name", "${lora.rnak}", "${lora.rnak}", "${lora.rnak}: there is no key lora.rnak (did you mean lora.r?)."
 SECRET = (
@@ -149,7 +155,15 @@ UNSET = (
     "name", "${oc.env:NOT_SET}", "${oc.env:NOT_SET}",
     "${oc.env:NOT_SET}: the environment has no NOT_SET; set it, or ${oc.env:NOT_SET,DEFAULT}.",
 )  # fmt: skip
-for kind, setting in {"key not there": NOT_THERE, "secret": SECRET, "not in the environment": UNSET}.items():
+DIFFERS = (
+    "may differ when the same command is typed again, and a run goes on only with the same settings: write a value."
+)
+CLOCK = "name", "${now:%H}", "${now:%H}", f"${{now:...}} {DIFFERS}"
+JOB = "name", "${hydra:job.name}", "${hydra:job.name}", f"${{hydra:...}} {DIFFERS}"
+RESOLVED = {
+    "key not there": NOT_THERE, "secret": SECRET, "not in the environment": UNSET, "the clock": CLOCK, "the job": JOB
+}  # fmt: skip
+for kind, setting in RESOLVED.items():
     places = ("typed", "several", "experiment", "sweep", "root")
     MISTAKES |= {f"{kind}, {place}": at(place, *setting) for place in places}
 
@@ -167,6 +181,29 @@ FILES = {
     "tag": ("name: !mine x\n", 1, "is not plain data: it has the tag !mine, which nothing reads; leave the tag out."),
     "not UTF-8": ("# a\n# caf\udce9\nname: x\n", 2, "is not UTF-8: save the file as UTF-8."),
     "a list": ("- name\n", 1, "holds no settings: write KEY: VALUE."),
+    "inside itself": ("lora: &a\n  extra: *a\n", 2, "*a stands inside &a, so it has no end: leave it out."),
+    "deep": (
+        f"name: x\nstages: {'[' * 3000}{']' * 3000}\n", 2,
+        "is nested more than 50 levels deep, and settings lie a few levels deep.",
+    ),
+    "deep in lines": (
+        "".join(f"{'  ' * depth}a:\n" for depth in range(3000)), 51,
+        "is nested more than 50 levels deep, and settings lie a few levels deep.",
+    ),
+    "many": (
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)), 5,
+        "its aliases stand for more than 10000 values: write the few that are needed.",
+    ),
+    "many, merged": (
+        "a0: &a0 {name: x}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10)), 5,
+        "its aliases stand for more than 10000 values: write the few that are needed.",
+    ),
+    "no mapping to merge": (
+        "name: x\nlora:\n  <<: 3\n", 3,
+        "is not YAML of plain data: expected a mapping or list of mappings for merging, but found scalar.",
+    ),
 }  # fmt: skip
 READ = {
     "group": ([*OWN, "lora=x"], "mine/lora/x.yaml", ""),
@@ -181,6 +218,24 @@ for number, (kind, (text, line, said)) in enumerate(FILES.items()):
         if place != ("saved", "base")[number % 2]:
             where = f"{name}:{line + before.count(chr(10))}"
             MISTAKES[f"{kind}, {place}"] = Mistake(arguments, [f"{where}: {said}"], {name: before + text})
+
+# keys that only a command line takes, or a defaults list; what else is wrong is said too
+SPELT = {
+    "a dot": ("lora.r: 3\n", "lora.r is written with a dot: write r: below lora."),
+    "dots": ("lora.extra.x: 3\n", "lora.extra.x is written with a dot: write x: below lora.extra."),
+    "an @": ("lora@x: 3\n", "lora@x is written with an @, which only a defaults list takes: write lora."),
+    "a sign": ("+seed: 3\n", "+seed is written with a sign of the command line: write seed."),
+}
+for kind, (text, said) in SPELT.items():
+    for place in ("experiment", "sweep", "root", "saved", "base"):
+        arguments, name, before = READ[place]
+        before = ROOT if place == "root" else before
+        line = before.count(chr(10)) + 1
+        MISTAKES[f"{kind}, {place}"] = Mistake(
+            arguments,
+            [f"{name}:{line}: {said}", f"{name}:{line + 1}: there is no key sed (did you mean seed?)."],
+            {name: f"{before}{text}sed: 1\n"},
+        )
 
 
 def chosen(place: str, group: str, option: str, said: str) -> Mistake:
@@ -208,6 +263,8 @@ for place in ("typed", "several", "group", "experiment", "sweep", "root"):
 # the rest stands at one place or two
 WRITE = "write its keys below it, and choose an option under defaults, - override /lora: OPTION."
 FIRST_LINE = "the file's first line must be # @package _global_."
+FROM = "--from begins one run, and a sweep many: leave it out, and choose the settings by experiment=X."
+NOT_HYDRAS = " (did you mean hydra.mode?) that hydratune reads: leave it out."
 NO_OVERRIDE = "is no override: type KEY=VALUE, and quote what holds spaces, commas or =."
 
 
@@ -286,6 +343,117 @@ MISTAKES |= {
         "learning_rate=1", said="there is no key learning_rate (did you mean trainer.learning_rate?)."
     ),
     "a shorter name": typed("trainer.lr=1", said="there is no key trainer.lr (did you mean trainer.learning_rate?)."),
+    "a mapping of new entries": typed(
+        "trainer.extra={adam_beta1:0.8}",
+        said="adam_beta1 is not in trainer.extra yet: "
+        "type ++trainer.extra={...}, or +trainer.extra.adam_beta1=VALUE for each entry.",
+    ),
+    "+ on a mapping": typed(
+        "+trainer.extra={adam_beta1:0.8}",
+        said="adam_beta1 is not in trainer.extra yet: "
+        "type ++trainer.extra={...}, or +trainer.extra.adam_beta1=VALUE for each entry.",
+    ),
+    "+ on a mapping, several": typed(
+        "-m", "+trainer.extra={adam_beta1:0.8},{adam_beta1:0.9}",
+        said="adam_beta1 is not in trainer.extra yet: "
+        "type ++trainer.extra={...}, or +trainer.extra.adam_beta1=VALUE for each entry.",
+    ),
+    "+ on a mapping, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        [
+            "mine/sweep/x.yaml:6: adam_beta1 is not in trainer.extra yet: "
+            "type ++trainer.extra: '{...}', or +trainer.extra.adam_beta1: VALUE for each entry."
+        ],
+        {"mine/sweep/x.yaml": f"{SWEEP}      +trainer.extra: '{{adam_beta1: 0.8}}'\n"},
+    ),
+    "+ on a mapping of names with dots": typed(
+        "+lora.rank_pattern={layers.0:8}", said="layers.0 is not in lora.rank_pattern yet: type ++lora.rank_pattern={...}."
+    ),
+    "+ on a mapping without entries": typed(
+        "+trainer.extra={}", said="trainer.extra is there already: type trainer.extra=VALUE."
+    ),
+    "++ on a mapping": typed(
+        "++trainer.extra={packing:true}",
+        said="trainer.extra.packing would have no effect: prepare makes the tokens, and no rows are held out.",
+    ),
+    "the clock in a list": typed("stages=['${now:%H}']", said=f"${{now:...}} {DIFFERS}"),
+    "the clock behind another": typed("name='${oc.env:NOT_SET,${now:%H}}'", said=f"${{now:...}} {DIFFERS}"),
+    "the clock in a sweep's folder": typed("hydra.sweep.dir=x/${now:%H}", said=f"${{now:...}} {DIFFERS}"),
+    "the job's number, several": typed("-m", "name=${hydra:job.num},x", said=f"${{hydra:...}} {DIFFERS}"),
+    "null in a sweep": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: lora.r is a whole number, found null."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      lora.r: null\n"},
+    ),
+    "+ on a key, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/sweep/x.yaml:6: lora.r is there already: type lora.r: VALUE."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      +lora.r: 8,16\n"},
+    ),
+    "a new entry without +, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        [
+            "mine/sweep/x.yaml:6: trainer.extra.adam_beta1 is not in trainer.extra yet: "
+            "type +trainer.extra.adam_beta1: VALUE."
+        ],
+        {"mine/sweep/x.yaml": f"{SWEEP}      trainer.extra.adam_beta1: 0.8,0.9\n"},
+    ),
+    # files and folders of the user's
+    "a folder with =": Mistake(
+        ["--config-dir", "a=b", "experiment=x"],
+        ["a=b/experiment/x.yaml:5: there is no key lora.zzz; for an option of the library's own, write zzz: below lora.extra."],
+        {"a=b/experiment/x.yaml": GLOBAL + "lora:\n  extra:\n    layer_replication: null\n  zzz: 1\n"},
+    ),
+    "what is merged in": experiment(
+        "lora: &b\n  extra: {}\n  rnak: 3\ntrainer:\n  <<: *b\n  max_length: 0\n",
+        "4: there is no key lora.rnak (did you mean lora.r?).",
+        "4: there is no key trainer.rnak; for an option of the library's own, write rnak: below trainer.extra.",
+        "7: trainer.max_length is a whole number above 0, found 0.",
+    ),
+    "no option in a folder": Mistake(
+        [*OWN, "experiment=sub/dep"],
+        [
+            "experiment=sub/dep: experiment has no option 'sub/dep' (did you mean sub/deep?): "
+            f"it has {options('experiment')}, sub/deep."
+        ],
+        {"mine/experiment/sub/deep.yaml": GLOBAL},
+    ),
+    "no header in a folder": Mistake(
+        [*OWN, "experiment=sub/deep"],
+        [f"mine/experiment/sub/deep.yaml:2: there is no key experiment.lora.r: {FIRST_LINE}"],
+        {"mine/experiment/sub/deep.yaml": "lora:\n  r: 3\n"},
+    ),
+    "an option in a folder": Mistake(
+        [*OWN, "lora=sub/deep"],
+        ["mine/lora/sub/deep.yaml:2: there is no key lora.rnak (did you mean lora.r?)."],
+        {"mine/lora/sub/deep.yaml": "kind: lora\nrnak: 3\n"},
+    ),
+    "another ending": Mistake(
+        [*OWN, "experiment=x"],
+        ["experiment=x: mine/experiment/x.yml has to be called x.yaml."],
+        {"mine/experiment/x.yml": GLOBAL},
+    ),
+    "another ending, default": Mistake(
+        [*OWN, "experiment=x"],
+        ["mine/experiment/x.yaml:3: mine/lora/y.yml has to be called y.yaml."],
+        {"mine/experiment/x.yaml": GLOBAL + "defaults:\n  - override /lora: y\n", "mine/lora/y.yml": "kind: lora\n"},
+    ),
+    "another ending, root": Mistake(
+        [*OWN, "--config-name=x"], ["--config-name x: mine/x.yml has to be called x.yaml."], {"mine/x.yml": ROOT}
+    ),
+    "options that a sweep goes over": Mistake(
+        [*OWN, "-m", "lora=x,y,none"],
+        [
+            f"mine/lora/x.yaml:2: {FILES['inside itself'][2]}",
+            "mine/lora/y.yaml:2: there is no key lora.rnak (did you mean lora.r?).",
+        ],
+        {"mine/lora/x.yaml": FILES["inside itself"][0], "mine/lora/y.yaml": "kind: lora\nrnak: 3\n"},
+    ),
+    "options that a sweep goes over, sweep": Mistake(
+        [*OWN, "sweep=x"],
+        ["mine/lora/y.yaml:2: there is no key lora.rnak (did you mean lora.r?)."],
+        {"mine/sweep/x.yaml": f"{SWEEP}      lora: y,none\n", "mine/lora/y.yaml": "kind: lora\nrnak: 3\n"},
+    ),
     # defaults lists and headers
     "a default that is chosen already": experiment(
         "defaults:\n  - /lora: attention\n", "3: lora has an option already: write override /lora: OPTION."
@@ -345,13 +513,13 @@ MISTAKES |= {
     ),
     # Hydra's own settings and options
     "no key of Hydra's": typed(
-        "hydra.foo=1", said="there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+        "hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"
     ),
     "+ on no key of Hydra's": typed(
-        "+hydra.foo=1", said="there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+        "+hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"
     ),
     "no key of Hydra's, experiment": experiment(
-        "hydra:\n  foo: 1\n", "3: there is no key hydra.foo; type hydratune --hydra-help for Hydra's own."
+        "hydra:\n  foo: 1\n", f"3: there is no key hydra.foo{NOT_HYDRAS}"
     ),
     "a folder of Hydra's": typed(
         "hydra.run.dir=x", said="hydra.run.dir has no use: the files of a run lie in run_dir, set run_dir=DIR."
@@ -418,6 +586,12 @@ MISTAKES |= {
     "two modes": Mistake(["-m", "--cfg=job"], ["--multirun and --cfg exclude each other: type one of them."]),
     "no run": Mistake(["--from", "gone"], ["gone holds no run: there is no gone/config.yaml."]),
     "no run named": Mistake(["--from"], ["--from needs a run's folder: hydratune --from runs/RUN KEY=VALUE ..."]),
+    "a sweep from a run": Mistake(["-m", "--from", "run", "seed=1,2"], [FROM], {"run/config.yaml": "name: run\n"}),
+    "a sweep's file from a run": Mistake(
+        [*OWN, "--from=run", "sweep=x"],
+        [FROM],
+        {"run/config.yaml": "name: run\n", "mine/sweep/x.yaml": f"{SWEEP}      seed: 1,2\n"},
+    ),
     "a run that is a file": Mistake(["run_dir=run"], ["run_dir=run is a file: name a folder."], {"run": ""}),
     # rules that span groups
     "a rule, typed": Mistake(
@@ -534,6 +708,45 @@ SOUND = {
             "mine/sweep/x.yaml": f"{SWEEP}      lora.r: 8,16\n      +trainer.extra.adam_beta1: 0.8,0.9\n",
         },
     ),
+    "quoted": Mistake(["-m", "generate.prompts=['a, b'],['c=d']", "lora='none','attention'", "quantization=none"], []),
+    "quoted in a file": Mistake(
+        [*OWN, "sweep=x"], [], {"mine/sweep/x.yaml": SWEEP + """      generate.prompts: "['a, b'],['c=d']"\n"""}
+    ),
+    "a mapping": Mistake(["++trainer.extra={adam_beta1:0.8}", "++lora.rank_pattern={layers.0:8}", "--cfg=job"], []),
+    "mappings": Mistake(["-m", "++trainer.extra={adam_beta1:0.8},{adam_beta1:0.9}"], []),
+    "mappings in a file": Mistake(
+        [*OWN, "sweep=x"],
+        [],
+        {"mine/sweep/x.yaml": f"{SWEEP}      ++trainer.extra: '{{adam_beta1: 0.8}},{{adam_beta1: 0.9}}'\n"},
+    ),
+    "a group of a sweep's file, typed": Mistake(
+        [*OWN, "sweep=x", "lora=attention"], [], {"mine/sweep/x.yaml": f"{SWEEP}      lora: mlp,attention\n"}
+    ),
+    "null in a sweep": Mistake(
+        [*OWN, "sweep=x"], [], {"mine/sweep/x.yaml": f"{SWEEP}      cache_dir: null\n      seed: 1,2\n"}
+    ),
+    "the text of an interpolation": Mistake([r"name=\${now:%H}", "--cfg=job"], []),
+    "a folder in a folder": Mistake(
+        [*OWN, "experiment=sub/deep", "--cfg=job"],
+        [],
+        {
+            "mine/experiment/sub/deep.yaml": GLOBAL + "defaults:\n  - override /lora: sub/deep\nseed: 1\n",
+            "mine/lora/sub/deep.yaml": "kind: lora\nr: 3\n",
+        },
+    ),
+    "merged and aliased": Mistake(
+        [*OWN, "lora=x", "experiment=x", "--cfg=job"],
+        [],
+        {
+            "mine/lora/x.yaml": "kind: lora\nextra: &e {layer_replication: null}\nrank_pattern: {layers.0: 8}\n",
+            "mine/experiment/x.yaml": GLOBAL
+            + "lora:\n  extra: &e\n    layer_replication: null\ntrainer:\n  extra:\n    <<: *e\n    adam_beta1: 0.8\n",
+        },
+    ),
+    "a stray file": Mistake(
+        [*OWN, "experiment=x", "--cfg=job"], [], {"mine/experiment/x.yaml": GLOBAL, "mine/experiment/y.yml": "a: [\n"}
+    ),
+    "a root with its ending": Mistake(["--config-name=config.yaml", "--cfg=job"], []),
     "a root upon ours": Mistake(
         [*OWN, "--config-name=x", "--cfg=job"], [], {"mine/x.yaml": "defaults:\n  - config\n  - _self_\nseed: 1\n"}
     ),

@@ -13,6 +13,7 @@ import yaml
 
 from hydratune.config.load import config_hash, saved_form, to_config
 from hydratune.config.schema import Config, DataConf, LoraConf, ModelConf
+from hydratune.config.secrets import redacted_override
 
 Refused = Callable[..., str]
 
@@ -74,6 +75,9 @@ def test_what_is_typed_stands_over_the_saved_value(run: Path, environment: dict[
         (["--from"], "--from needs a run's folder: hydratune --from runs/RUN KEY=VALUE ..."),
         (["--from", "gone"], "gone holds no run: there is no gone/config.yaml."),
         (["--from", "run", "experiment=demo"], "experiment= and --from are two beginnings"),
+        (["--from", "run", "-m", "seed=1,2"], "--from begins one run, and a sweep many"),
+        (["--from", "run", "sweep=seeds"], "--from begins one run, and a sweep many"),
+        (["--from", "run", "--cfg", "job"], "type hydratune explain KEY --from run"),
         (["--from", "run", "lora.r=0"], "lora.r=0: lora.r is a whole number above 0, found 0."),
         (
             ["run_dir=run", "seed=8"],
@@ -121,6 +125,8 @@ SOCKETS = {
     "data.formatter": "evil:formatter",
     "trainer.callbacks": ["evil:Callback"],
     "model.trust_remote_code": True,
+    "model.extra": {"config": "x"},
+    "benchmark.include_path": "tasks",  # whose files may say !function
 }
 
 
@@ -132,7 +138,7 @@ def test_a_saved_file_imports_nothing(key: str, how: list[str], run: Path, refus
     )
     change(run, key, SOCKETS[key])
     said = refused(*how)
-    assert "Python code" in said and "trust=true" in said
+    assert "can make hydratune run code of its choice" in said and "trust=true" in said
     assert not (tmp_path / "imported").exists()
 
 
@@ -169,6 +175,11 @@ def test_secrets_are_not_saved() -> None:
     assert plain["model"]["extra"] == {"token": "***", "use_auth_token": "***", "variant": "fp16"}
     assert plain["data"]["path"] == "https://***@host/rows.jsonl"
     assert plain["generate"]["prompts"] == ["***"]
+    config.data.path = "https://host/rows.jsonl?token=abc&page=2"
+    assert saved_form(config)["data"]["path"] == "https://host/rows.jsonl?token=***&page=2"
+    assert redacted_override("++model.extra={token: abc, variant: fp16}") == "++model.extra={token: ***, variant: fp16}"
+    assert redacted_override("+model.extra.token=abc") == "+model.extra.token=***"
+    assert redacted_override("data.path=rows.jsonl") == "data.path=rows.jsonl"
 
 
 def test_a_secret_changes_no_run_directory() -> None:

@@ -18,7 +18,11 @@ def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedToken
     """The tokenizer with the chat template that the run asks for. Raises ConfigError where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=conf.revision, trust_remote_code=conf.trust_remote_code, **gguf
+            source,
+            revision=conf.revision,
+            trust_remote_code=conf.trust_remote_code,
+            token=conf.extra.get("token"),
+            **gguf,
         )
     except (OSError, ValueError) as error:
         raise not_loaded("tokenizer", source, error) from None
@@ -57,5 +61,5 @@ def load_model(
 
 def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
     """A transformers folder as any other tool would load it, in evaluation mode."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()

@@ -15,14 +15,12 @@ def gguf_path(conf: ModelConf) -> Path:
     """The GGUF file in an installed package, a folder, or the hub. Raises ConfigError where there is none."""
     assert conf.gguf_file
     if conf.package:
-        try:
-            spec = importlib.util.find_spec(conf.package)  # the package itself is not imported
-        except ModuleNotFoundError:  # of a dotted name, the part before the dot
-            spec = None
+        top, *inner = conf.package.split(".")
+        spec = importlib.util.find_spec(top)  # imports nothing; of a dotted name it would import the first part
         if spec is None or spec.origin is None:
             how = PIP.get(conf.package, f"pip install {conf.package}")
             raise ConfigError(f"The Python package {conf.package} (model.package) is not installed: {how}.")
-        folder = Path(spec.origin).parent
+        folder = Path(spec.origin).parent.joinpath(*inner)
     else:
         assert conf.name_or_path
         folder = Path(conf.name_or_path)

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from hydratune.config.settings import FIXED, Sources, choices_of, group_options, locate, no_option, parse
+from hydratune.config.settings import FIXED, Sources, choices_of, group_options, locate, misnamed, no_option, parse
 from hydratune.config.typed import Typed
 from hydratune.config.values import suggestion
 from hydratune.config.yamlfile import entries, tree_of
@@ -38,13 +38,15 @@ def composed_files(
             found.spoilt.add(parse(culprit, loader).key_or_group)
             chosen = [text for text in chosen if text != culprit]
     for default in defaults:
-        name = default.config_path
+        name = (default.config_path or "").removesuffix(".yaml")
         if name and not name.startswith("hydra/"):
-            group, _, option = name.rpartition("/")
+            group, _, option = name.partition("/") if name.partition("/")[0] in FIXED else name.rpartition("/")
             yield name, default.package or "", f"{group}={option}" if group else ""
 
 
 def _no_root(typed: Typed, loader: ConfigLoader) -> str:
+    if problem := misnamed(loader, typed.config_name):
+        return problem
     names = group_options(loader, "")
     where = f"conf/ or {typed.config_dir}" if typed.config_dir else "conf/; name your own folder with --config-dir"
     return f"there is no such file{suggestion(typed.config_name, names)} in {where}"

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,7 @@ def diagnose(typed: Typed) -> list[str]:
     spoilt = set(found.spoilt)
     sound: list[Setting] = []
     for setting in found.settings:
-        problem = setting_problem(setting, sound)
+        problem = _differs(setting.key, setting.value) or setting_problem(setting, sound)
         if problem:
             wrong.append((setting.place, problem))
             spoilt.add(setting.key.lstrip("+~"))
@@ -94,8 +94,10 @@ def looks_wrong(typed: Typed) -> bool:
             override = parse(text, loader)
         except HydraException:
             return True
+        if _differs(override.key_or_group, text):
+            return True
         key, name = override.key_or_group, override.get_key_element()
-        if not key or name.startswith("~") or key in HYDRA_OURS or (key.startswith("hydra.") and name != key):
+        if not key or name.startswith("~") or key.startswith(("hydra.", "hydra/")):
             return True
         if (
             group_options(loader, key)
@@ -103,12 +105,20 @@ def looks_wrong(typed: Typed) -> bool:
             and not isinstance(override.value(), str | list)
         ):
             return True
-        if key.startswith(("hydra.", "hydra/")) or group_options(loader, key) or override.is_sweep_override():
+        if group_options(loader, key) or override.is_sweep_override():
             continue
         already = [Setting(key, None, "")]  # whether its mapping has it is for the composition to say
-        if setting_problem(Setting(name, override.value(), text), already):
+        if setting_problem(Setting(name, override.value(), text, form="typed"), already):
             return True
     return False
+
+
+def _differs(key: str, value: Any) -> str | None:
+    """That an interpolation reads the clock or the job: the same command would ask for another run the next time."""
+    found = re.search(r"(?<!\\)\$\{\s*(now|hydra)\s*:", str(value)) if "${" in str(value) else None
+    if not found or (found[1] == "hydra" and key.lstrip("+").startswith("hydra.")):
+        return None
+    return f"${{{found[1]}:...}} may differ when the same command is typed again, and a run goes on only with the same settings: write a value"
 
 
 def _last(settings: list[Setting], key: str) -> Any:
@@ -134,13 +144,13 @@ def setting_problem(setting: Setting, before: list[Setting]) -> str | None:
     prefix = setting.key[: len(setting.key) - len(key)]
     if key.startswith("hydra.") or key == "hydra" or "@" in key:
         return None  # Hydra's own, checked by Hydra
-    typed = not re.search(r":\d+$", setting.place) or "=" in setting.place  # a file's settings stand at file:line
+    typed, sign = setting.form != "file", ": " if setting.form == "swept" else "="
     if key in groups():
         if isinstance(setting.value, dict):
             return None
         what = f"{key} is a group of settings, found {'null' if setting.value is None else f'{setting.value!r:.60}'}"
         if typed:
-            return f"{what}: set {key}.KEY=VALUE"
+            return f"{what}: set {key}.KEY{sign}VALUE"
         return f"{what}: write its keys below it, and choose an option under defaults, - override /{key}: OPTION"
     name = owner(key)
     if not name:
@@ -148,18 +158,26 @@ def setting_problem(setting: Setting, before: list[Setting]) -> str | None:
         if not typed and first in ("experiment", "sweep") and (owner(rest) or rest.partition(".")[0] in groups()):
             return f"there is no key {key}: the file's first line must be # @package _global_"
         above = next((one for one in _above(key) if one in schema_keys()), None)
-        return (value_problem(above, {}) if above else None) or unknown_key(key)
+        return (value_problem(above, {}) if above else None) or unknown_key(key, setting.form)
     entry = name != key
-    there = any(other.key.lstrip("+") == key for other in before)
+    there = {other.key.lstrip("+") for other in before}
     if prefix == "~" and entry:
-        return None if there else f"{key} is not there, so it can't be taken away"
+        return None if key in there else f"{key} is not there, so it can't be taken away"
     if prefix == "~":
-        return f"a key can't be taken away: set {key}=VALUE"
+        return f"a key can't be taken away: set {key}{sign}VALUE"
+    entries = setting.value if isinstance(setting.value, dict) and get_origin(schema_keys()[name][0]) is dict else {}
+    new = next((one for one in entries if f"{key}.{one}" not in there), None)
+    if typed and prefix != "++" and new is not None:
+        each = f", or +{key}.{new}{sign}VALUE for each entry" if str(new).isidentifier() else ""
+        mapping = "'{...}'" if setting.form == "swept" else "{...}"
+        return f"{new} is not in {key} yet: type ++{key}{sign}{mapping}{each}"
     if prefix == "+" and not entry:
-        return f"{key} is there already: type {key}=VALUE"
-    if typed and entry and not prefix and not there:
-        return f"{key} is not in {name} yet: type +{key}=VALUE"
-    return value_problem(key, setting.value)
+        return f"{key} is there already: type {key}{sign}VALUE"
+    if typed and entry and not prefix and key not in there:
+        return f"{key} is not in {name} yet: type +{key}{sign}VALUE"
+    return next(filter(None, (value_problem(f"{key}.{one}", inner) for one, inner in entries.items())), None) or (
+        value_problem(key, setting.value)
+    )
 
 
 def _above(key: str) -> list[str]:

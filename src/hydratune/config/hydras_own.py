@@ -8,16 +8,13 @@ from hydra.conf import HydraConf
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from hydratune.config.load import CONF_DIR
 from hydratune.config.schema import ConfigError
-from hydratune.config.settings import Sources, config_loader
+from hydratune.config.settings import SWEPT, Setting, Sources, config_loader
 from hydratune.config.typed import Typed
 from hydratune.config.values import suggestion, unknown_key
-
-# mappings of Hydra's own configuration that take any key
-HYDRA_OPEN = ("hydra.sweeper.params", "hydra.job.env_set", "hydra.callbacks")
 
 # settings with which Hydra would make folders before anything is checked -> what they have to be
 HYDRA_OURS = {"hydra.run.dir": ".", "hydra.output_subdir": None}
@@ -25,53 +22,75 @@ HYDRA_WRITES = (
     "Hydra would write folders of its own before anything is checked: "
     "write hydra: {run: {dir: .}, output_subdir: null} into the file"
 )
+# of Hydra's own settings, those that a run or a sweep of ours reads; the rest would do nothing, write, or import code
+ALLOWED = ("hydra.mode", "hydra.sweep.dir", "hydra.verbose", "hydra.job.name")
+ALLOWED_BELOW = ("hydra.sweeper.", "hydra.launcher.", "hydra.help.")
+ALLOWED_GROUPS = ("hydra/launcher", "hydra/sweeper")
+IMPORTS = ("_target_", "_partial_", "_args_", "class", "()")  # names whose value Hydra or logging would import
 
 
 def hydra_problems(typed: Typed, found: Sources) -> list[tuple[str, str]]:
-    """Overrides of Hydra's own settings that Hydra refuses, or takes although nothing reads them."""
+    """What is wrong with settings of Hydra's own, in files of the user's and as typed."""
     wrong = []
     for setting in found.settings:
         key = setting.key.lstrip("+~")
-        if key == "hydra":
-            wrong.append((setting.place, f"hydra is a group of Hydra's own settings, found {setting.value!r:.60}"))
-        if not key.startswith("hydra."):
+        ours = Path(setting.place.rpartition(":")[0]).absolute().is_relative_to(CONF_DIR)
+        if (key != "hydra" and not key.startswith("hydra.")) or (ours and setting.place not in typed.overrides):
             continue
-        if key in HYDRA_OURS and setting.value != HYDRA_OURS[key]:
-            wrong.append((setting.place, f"{key} has no use: the files of a run lie in run_dir, set run_dir=DIR"))
-            continue
-        if setting.key != key and not key.startswith(HYDRA_OPEN):
-            wrong.append((setting.place, f"there is no key {key}; type hydratune --hydra-help for Hydra's own"))
-            continue
-        if setting.place not in typed.overrides:
-            ours = Path(setting.place.rpartition(":")[0]).absolute().is_relative_to(CONF_DIR)
-            if not ours and (said := _hydra_problem(key, setting.value)):
-                wrong.append((setting.place, said))
-            continue
-        try:
-            mode = RunMode.MULTIRUN if typed.multirun else RunMode.RUN
-            config_loader(typed.config_dir).load_configuration(typed.config_name, [setting.place], mode)
-        except (HydraException, OmegaConfBaseException) as error:
-            said = in_one_line(error)
-            missing = f"there is no key {key}; type hydratune --hydra-help for Hydra's own"
-            wrong.append((setting.place, missing if said.startswith("Could not override") else said))
+        said = _hydra_problem(typed, key, setting)
+        if said:
+            wrong.append((setting.place, said))
+    for text in typed.overrides:
+        group, _, option = text.lstrip("+").partition("=")
+        if group.startswith("hydra/") and (group not in ALLOWED_GROUPS or option == "basic"):
+            wrong.append((text, f"{group}={option} would bypass hydratune's own: leave it out"))
     return wrong
 
 
-def _hydra_problem(key: str, value: Any) -> str | None:
-    """What is wrong with a setting of Hydra's own in a file."""
-    name = key.removeprefix("hydra.")
-    if name.startswith("sweeper.") and name.split(".")[1] not in ("params", "_target_", "max_batch_size"):
-        return f"there is no key {key}{suggestion(key, ['hydra.sweeper.params'])}"
-    if name.partition(".")[0] in ("sweeper", "launcher", "hydra_logging", "job_logging", "callbacks", "help"):
-        return None  # as its option has it
-    own = OmegaConf.structured(HydraConf)
+def _hydra_problem(typed: Typed, key: str, setting: Setting) -> str | None:
+    if key == "hydra":
+        return f"hydra is a group of Hydra's own settings, found {setting.value!r:.60}"
+    if key in HYDRA_OURS:
+        if setting.value == HYDRA_OURS[key]:
+            return None
+        return f"{key} has no use: the files of a run lie in run_dir, set run_dir=DIR"
+    # a file's parameter has one name with dots in it, and is looked at as the key that it sets
+    parts = [key.removeprefix(SWEPT)] if setting.form == "file" and key.startswith(SWEPT) else key.split(".")
+    if _names(setting.value, IMPORTS) or set(parts) & set(IMPORTS):
+        return f"{key} would import Python code, which only data.formatter and trainer.callbacks may: leave it out"
+    if key.startswith("hydra.searchpath"):
+        return "hydra.searchpath has no use: name your folder with --config-dir DIR"
+    if key not in ALLOWED and not key.startswith(ALLOWED_BELOW):
+        return f"there is no key {key}{suggestion(key, ALLOWED)} that hydratune reads: leave it out"
+    if setting.place not in typed.overrides:
+        return _in_a_file(key, setting.value)
     try:
-        OmegaConf.update(own, name, value, force_add=key.startswith(HYDRA_OPEN))
-    except OmegaConfBaseException as error:
-        if isinstance(error, ValidationError):
-            return f"{key}: {in_one_line(error)}"
-        return f"there is no key {key}; type hydratune --hydra-help for Hydra's own"
+        mode = RunMode.MULTIRUN if typed.multirun else RunMode.RUN
+        config_loader(typed.config_dir).load_configuration(typed.config_name, [setting.place], mode)
+    except (HydraException, OmegaConfBaseException) as error:
+        said = in_one_line(error)
+        return f"there is no key {key}" if said.startswith("Could not override") else said
     return None
+
+
+def _in_a_file(key: str, value: Any) -> str | None:
+    name = key.removeprefix("hydra.")
+    if name.startswith("sweeper.") and name.split(".")[1] != "params":
+        return f"there is no key {key}{suggestion(key, ['hydra.sweeper.params'])}"
+    if name.partition(".")[0] in ("sweeper", "launcher"):
+        return None  # as its option has it
+    try:
+        OmegaConf.update(OmegaConf.structured(HydraConf), name, value)
+    except OmegaConfBaseException as error:
+        return f"{key}: {in_one_line(error)}"
+    return None
+
+
+def _names(value: Any, names: tuple[str, ...]) -> bool:
+    """Whether one of `names` is a key anywhere in `value`."""
+    if isinstance(value, dict):
+        return any(key in names or _names(inner, names) for key, inner in value.items())
+    return isinstance(value, list) and any(_names(inner, names) for inner in value)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -75,7 +75,7 @@ def saved_form(config: Config) -> dict[str, Any]:
     """What config.yaml holds: plain data, secrets out."""
     plain = secrets.redacted(asdict(config))
     assert isinstance(plain, dict)
-    return plain
+    return plain | {"trust": False}  # it is said anew each time
 
 
 def cache_dir(config: Config) -> Path:

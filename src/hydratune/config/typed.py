@@ -17,6 +17,7 @@ class Typed:
     config_name: str = "config"
     multirun: bool = False
     completes: bool = False  # asked by a shell, with words that are not overrides
+    asked: list[str] | None = None  # what `explain` is to explain; None without it
     from_run: str | None = None
     rest: list[str] = field(default_factory=list)
 
@@ -38,7 +39,7 @@ def split_arguments(arguments: list[str]) -> Typed:
         raise ConfigError(f"{' and '.join(modes)} exclude each other: type one of them.".replace("_", "-"))
     if known.config_dir and not Path(known.config_dir).is_dir():
         raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
-    overrides = list(known.overrides)
+    overrides, asked = _take_explain(list(known.overrides))
     # Hydra's own parser takes overrides on one side of its options only
     rest = [argument for argument in arguments if argument not in overrides] + overrides
     # Hydra ignores a launcher without -m; a sweep of one is what was meant
@@ -49,6 +50,7 @@ def split_arguments(arguments: list[str]) -> Typed:
         config_name=known.config_name or "config",
         multirun=known.multirun or launched,
         completes=known.shell_completion,
+        asked=asked,
         from_run=from_run,
         rest=["--multirun", *rest] if launched else rest,
     )
@@ -64,6 +66,14 @@ def _take_from(arguments: list[str]) -> tuple[list[str], str | None]:
         if argument.startswith("--from="):
             return arguments[:at] + arguments[at + 1 :], argument.removeprefix("--from=")
     return arguments, None
+
+
+def _take_explain(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """The overrides, and the keys and groups to explain, which are the words that set nothing."""
+    bare = [word for word in words if "=" not in word and not word.startswith("~")]
+    if bare[:1] != ["explain"]:
+        return words, None
+    return [word for word in words if word not in bare], bare[1:]
 
 
 def _refuse(message: str) -> NoReturn:

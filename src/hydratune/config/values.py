@@ -28,13 +28,36 @@ OWNED = {
     "activation_checkpointing_kwargs": "trainer.gradient_checkpointing",
     "gradient_checkpointing_kwargs": "trainer.gradient_checkpointing",
     "logging_nan_inf_filter": "hydratune, which stops at a loss that is not finite",
+    "hub_token": "the environment, as HF_TOKEN", "subfolder": "model.name_or_path", "peft_type": "lora.kind",
+    "base_model_name_or_path": "model.name_or_path", "use_safetensors": "hydratune, which loads nothing else",
+    "weights_only": "hydratune, which loads safetensors alone", "inference_mode": "hydratune",
 }  # fmt: skip
 # options of SFTConfig that its trainer would never read: prepare makes the tokens, and no rows are held out
 UNREAD = (
-    "packing", "packing_strategy", "padding_free", "eval_packing", "truncation_mode", "dataset_num_proc",
-    "chat_template_path", "eos_token", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
-    "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model",
-)  # fmt: skip
+    "packing",
+    "packing_strategy",
+    "padding_free",
+    "eval_packing",
+    "truncation_mode",
+    "dataset_num_proc",
+    "chat_template_path",
+    "eos_token",
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "per_device_eval_batch_size",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "prediction_loss_only",
+    "shuffle_dataset",
+    "auto_mapping",
+)
+FETCHES_CODE = ("use_kernels", "kernel_config", "allow_all_kernels")  # of from_pretrained  # fmt: skip
 # what people type who know the thing by a shorter name
 SHORT = {"rank": "lora.r", "lr": "trainer.learning_rate", "batch_size": "trainer.per_device_train_batch_size"}
 # what OmegaConf can't say in a field's type
@@ -76,8 +99,11 @@ def suggestion(word: str, names: Any) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def unknown_key(key: str) -> str:
-    """The sentence for a key that isn't there, with the one that was meant where that can be told."""
+def unknown_key(key: str, form: str = "typed") -> str:
+    """The sentence for a key that isn't there, with the one that was meant where that can be told.
+
+    `form` is that of the setting: how one of a library's own is written depends on it.
+    """
     group, _, name = key.rpartition(".")
     if group and name in OWNED:
         return f"there is no key {key}: {name} belongs to {OWNED[name]}"
@@ -92,7 +118,10 @@ def unknown_key(key: str) -> str:
     if near:
         return f"there is no key {key} (did you mean {near[0]}?)"
     if f"{group}.extra" in schema_keys() and name[:1].isalpha():
-        return f"there is no key {key}; an option of the library's own goes through +{group}.extra.{name}=VALUE"
+        if form == "file":
+            return f"there is no key {key}; for an option of the library's own, write {name}: below {group}.extra"
+        sign = ": " if form == "swept" else "="
+        return f"there is no key {key}; an option of the library's own goes through +{group}.extra.{name}{sign}VALUE"
     return f"there is no key {key}"
 
 
@@ -144,6 +173,8 @@ def _extra_problem(mapping: str, name: str) -> str | None:
         return f"{mapping}.{name} belongs to {OWNED[name]}"
     if name == "save_only_model":
         return f"{mapping}.{name} would leave nothing to go on from after a stop: leave it out"
+    if name in FETCHES_CODE:
+        return f"{mapping}.{name} would fetch and run code: leave it out"
     if name in UNREAD:
         return f"{mapping}.{name} would have no effect: prepare makes the tokens, and no rows are held out"
     return None
@@ -166,7 +197,7 @@ def type_words(key: str) -> str:
         return f"one of {', '.join(field.metadata['choices'])}"
     names = {"above": "above", "least": "at least", "below": "below", "most": "at most"}
     bounds = [f"{text} {field.metadata[name]}" for name, text in names.items() if field.metadata[name] is not None]
-    return " ".join([words(kind), " and ".join(bounds)]).rstrip()
+    return " ".join([words(ANY_OF.get(key, kind)), " and ".join(bounds)]).rstrip()
 
 
 def _pick(config: Config, key: str) -> Any:

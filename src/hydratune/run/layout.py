@@ -61,8 +61,13 @@ class RunDir:
 
     @property
     def overrides(self) -> Path:
-        """What was typed, YAML."""
+        """What was typed when the run began, YAML."""
         return self.root / ".hydra" / "overrides.yaml"
+
+    @property
+    def commands(self) -> Path:
+        """What was typed each time, a JSON object a line."""
+        return self.root / ".hydra" / "commands.jsonl"
 
     @property
     def prepared(self) -> Path:

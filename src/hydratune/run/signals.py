@@ -1,7 +1,7 @@
 """The signals that ask a run to stop: of a scheduler, of an administrator, of Ctrl-C."""
 
+import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,4 +26,4 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 def stop(number: int, _frame: FrameType | None) -> None:
     """For all but training steps, which save first: what is finished has its receipt, the rest begins again."""
     say(f"  {signal.Signals(number).name}: stopped; the same command goes on")
-    sys.exit(SAVED)
+    os._exit(SAVED)  # an exception would pass through a library that is being imported, and crash there

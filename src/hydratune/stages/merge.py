@@ -56,7 +56,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     finally:
         for left in run.root.glob(".merged.*"):
             shutil.rmtree(left)
-    return report
+    return {name: value for name, value in report.items() if isinstance(value, int | float)}
 
 
 def _merge_in_a_stream(config: Config, run: RunDir, hardware: Hardware, source: str, base: str, out: Path) -> None:
