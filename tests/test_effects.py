@@ -373,6 +373,12 @@ EFFECTS = {
     ),
     "benchmark.models": Effect(["base"], ["base", "merged"], of_evaluation(len), TASKS),
     "generate.prompts": Effect(["What is fern?"], ["What is fern?", "And otter?"], of_generation("input_ids")),
+    "generate.file": Effect(None, "FILES/prompts.txt", of_generation("input_ids"), PROMPTS),
+    "generate.models": Effect(["base"], ["base", "merged"], of_generation("max_new_tokens"), PROMPTS),
+    "generate.batch_size": Effect(8, 1, of_generation("max_new_tokens"), {"generate.prompts": ["One?", "Two?"]}),
+    "generate.stream": Effect(False, True, lambda config, bench: [
+        call.get("streamer") is not None for call in generating(config, bench)
+    ], PROMPTS),
     "generate.apply_chat_template": Effect(True, False, of_generation("input_ids"), PROMPTS),
     "generate.max_new_tokens": Effect(64, 3, of_generation("max_new_tokens"), PROMPTS),
     "generate.do_sample": Effect(False, True, of_generation("do_sample"), PROMPTS),
@@ -398,6 +404,7 @@ def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / package / "__init__.py").touch()
         (folder / package / "a.gguf").touch()
     (folder / "mine.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    (folder / "prompts.txt").write_text("And otter?\n")
     (folder / "gguf").mkdir()
     for name in ("a.gguf", "b.gguf"):
         (folder / "gguf" / name).write_text(name)
@@ -577,5 +584,5 @@ def test_names_of_generate(bench: Bench) -> None:
     effect = EFFECTS["generate.temperature"]
     call = generating(configured(effect, "generate.temperature", 0.7, bench), bench)[0]
     inputs = {"input_ids", "attention_mask", "token_type_ids"}  # what the tokenizer gives
-    assert call.keys() - inputs <= vars(GenerationConfig()).keys()
+    assert call.keys() - inputs <= vars(GenerationConfig()).keys() | keywords(LlamaForCausalLM.generate)
     assert {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p"} <= call.keys()

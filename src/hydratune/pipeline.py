@@ -19,7 +19,7 @@ from hydratune.config.secrets import redacted_override
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
-from hydratune.run.table import comparison_table
+from hydratune.run.table import comparison_table, samples_text
 
 
 def run(config: Config, typed: list[str]) -> float | None:
@@ -27,10 +27,11 @@ def run(config: Config, typed: list[str]) -> float | None:
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
     say(f"run directory: {config.run_dir}")
+    finished = all(_finished(stage, config, run_dir) for stage in config.stages)
     if not config.stages:
         say("checked: nothing stands in the way, and stages=[] starts nothing")
         return None
-    if all(_finished(stage, config, run_dir) for stage in config.stages):
+    if finished:
         for stage in config.stages:
             say(_skipped(stage, run_dir))
     else:
@@ -51,6 +52,8 @@ def run(config: Config, typed: list[str]) -> float | None:
     comparison = run_dir.benchmark / "comparison.json"
     if "evaluate" in config.stages and comparison.is_file():
         say("\n" + comparison_table(json.loads(comparison.read_text())))
+    if finished and "generate" in config.stages and run_dir.samples.is_file():
+        say("\n" + samples_text([json.loads(line) for line in run_dir.samples.read_text().splitlines()]))
     say(f"\nrun directory: {config.run_dir}")
     return metrics.get("train/loss")
 
@@ -97,10 +100,11 @@ def unfinished(config: Config) -> list[str]:
 def needs(stage: str, config: Config) -> list[str]:
     """The stages whose files `stage` reads."""
     last = "train" if config.lora.kind == "none" else "merge"  # the one that writes merged/
-    if stage == "evaluate":
+    if stage in ("evaluate", "generate"):
+        models = (config.benchmark if stage == "evaluate" else config.generate).models
         read = {"adapter": "train", "merged": last}
-        return sorted({read[model] for model in config.benchmark.models if model in read})
-    return {"train": ["prepare"], "merge": ["train"], "generate": [last]}.get(stage, [])
+        return sorted({read[model] for model in models if model in read})
+    return {"train": ["prepare"], "merge": ["train"]}.get(stage, [])
 
 
 def nothing_to_do(stage: str, config: Config) -> str | None:
@@ -113,8 +117,8 @@ def nothing_to_do(stage: str, config: Config) -> str | None:
         {"adapter"} if config.lora.kind == "none" else set()
     ):
         return "benchmark.models names no model that there is; set benchmark.models=[base,merged]"
-    if stage == "generate" and not config.generate.prompts:
-        return "generate.prompts is empty"
+    if stage == "generate" and not config.generate.prompts and not config.generate.file:
+        return "generate.prompts is empty, and generate.file names none"
     return None
 
 
@@ -129,6 +133,8 @@ def _key(stage: str, config: Config) -> Any:
 def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:
     """Whether `stage` is done with these settings, on what the stages before it have left, and its files are there."""
     done = receipt.read(run_dir, stage)
+    if stage == "generate" and config.generate.file:
+        return False  # the file may hold other prompts by now
     return (
         done is not None
         and receipt.is_whole(run_dir, stage)

@@ -211,6 +211,12 @@ def _tracking(config: Config) -> None:
     check_tracking(config.tracking)
 
 
+def _prompts(config: Config) -> None:
+    from hydratune.build.prompts import read_prompts
+
+    read_prompts(config.generate)
+
+
 def _tasks(config: Config) -> None:
     from hydratune.build.benchmark import build_tasks
 
@@ -235,4 +241,5 @@ STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], 
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),
     (_tasks, ("benchmark",), ("evaluate",)),
+    (_prompts, ("generate",), ("generate",)),
 )

@@ -75,6 +75,8 @@ def saved_form(config: Config) -> dict[str, Any]:
     """What config.yaml holds: plain data, secrets out."""
     plain = secrets.redacted(asdict(config))
     assert isinstance(plain, dict)
+    if plain["generate"]["file"] == "-":
+        plain["generate"]["file"] = None  # what came through a pipe can't be read again
     return plain | {"trust": False}  # it is said anew each time
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from hydratune.config.schema import STAGES, Config
 from hydratune.config.values import suggestion
 
+MODELS = ("base", "adapter", "merged")
 # initialisations of an adapter that change the base weights too, so that a merge onto the base would be wrong
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 
@@ -37,10 +38,16 @@ def _stages(config: Config) -> Iterator[Broken]:
     ordered = sorted(set(known), key=STAGES.index)
     if known != ordered:
         yield Broken(("stages",), f"stages run in the order in which they are given: set stages=[{','.join(ordered)}]")
-    for name in config.benchmark.models:
-        if name not in ("base", "adapter", "merged"):
-            near = suggestion(name, ("base", "adapter", "merged"))
-            yield Broken(("benchmark.models",), f"benchmark.models takes base, adapter, merged, found {name!r}{near}")
+    for key, models in (("benchmark.models", config.benchmark.models), ("generate.models", config.generate.models)):
+        for name in models:
+            if name not in MODELS:
+                yield Broken((key,), f"{key} takes {', '.join(MODELS)}, found {name!r}{suggestion(name, MODELS)}")
+    if not config.generate.models:
+        yield Broken(("generate.models",), "generate.models is empty: set generate.models=[base,merged]")
+    if config.lora.kind == "none" and "adapter" in config.generate.models:
+        yield Broken(
+            ("generate.models", "lora"), "generate.models names the adapter, and lora=none trains none: leave it out"
+        )
 
 
 def _without_effect(config: Config) -> Iterator[Broken]:

@@ -18,7 +18,14 @@ from hydratune.config.typed import Typed
 from hydratune.config.values import value_problems
 from hydratune.config.yamlfile import saved_settings
 
-PATHS = ("data.path", "model.name_or_path", "model.chat_template", "benchmark.include_path", "cache_dir")
+PATHS = (
+    "data.path",
+    "model.name_or_path",
+    "model.chat_template",
+    "benchmark.include_path",
+    "generate.file",
+    "cache_dir",
+)
 # keys that name Python code, or a folder whose files may
 CODE = ("data.formatter", "trainer.callbacks", "benchmark.include_path", "model.trust_remote_code", "model.extra")
 

@@ -174,7 +174,11 @@ class BenchmarkConf:
 class GenerateConf:
     """Prompts for the tuned model."""
 
-    prompts: list[str] = option([], "questions to base and tuned model")
+    prompts: list[str] = option([], "questions to the models")
+    file: str | None = option(None, "further prompts, one a line, or .jsonl with a key prompt; -: standard input")
+    models: list[str] = option(["base", "merged"], "which models answer: base, adapter, merged")
+    batch_size: int = option(8, "prompts at once", unit="prompts", above=0)
+    stream: bool = option(False, "show each token as it comes, one prompt at a time")
     apply_chat_template: bool = option(True, "ask through the chat template, as in training")
     max_new_tokens: int = option(64, "length of an answer", unit="tokens", above=0)
     do_sample: bool = option(False, "draw tokens; false: the likeliest each time")

@@ -1,11 +1,14 @@
 """The command line, taken apart: overrides, and the few options that are not overrides."""
 
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from hydratune.config.schema import ConfigError
+
+OVERRIDE = re.compile(r"[+~]*[\w./@-]+=|~")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ def split_arguments(arguments: list[str]) -> Typed:
     if known.config_dir and not Path(known.config_dir).is_dir():
         raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
     overrides, asked = _take_explain(list(known.overrides))
+    overrides = _take_generate(overrides)
     # Hydra's own parser takes overrides on one side of its options only
-    rest = [argument for argument in arguments if argument not in overrides] + overrides
+    rest = [argument for argument in arguments if argument not in known.overrides] + overrides
     # Hydra ignores a launcher without -m; a sweep of one is what was meant
     launched = not (known.multirun or known.cfg) and any(word.startswith("hydra/launcher=") for word in overrides)
     return Typed(
@@ -74,6 +78,34 @@ def _take_explain(words: list[str]) -> tuple[list[str], list[str] | None]:
     if bare[:1] != ["explain"]:
         return words, None
     return [word for word in words if word not in bare], bare[1:]
+
+
+def _take_generate(words: list[str]) -> list[str]:
+    """`generate`, prompts and overrides, as overrides alone; without a prompt, standard input where it is no terminal."""
+    prompts = [word for word in words if not OVERRIDE.match(word)]
+    if prompts[:1] != ["generate"]:
+        return words
+    overrides = [word for word in words if OVERRIDE.match(word)]
+
+    def names(key: str) -> bool:
+        return any(word.startswith(f"{key}=") for word in overrides)
+
+    if prompts[1:]:
+        overrides.append(f"generate.prompts=[{','.join(_quoted(prompt) for prompt in prompts[1:])}]")
+    elif not names("generate.prompts") and not names("generate.file") and sys.stdin and not sys.stdin.isatty():
+        overrides.append("generate.file=-")
+    # what a saved run was asked before is not asked again beside it
+    if names("generate.prompts") and not names("generate.file"):
+        overrides.append("generate.file=null")
+    elif names("generate.file") and not names("generate.prompts"):
+        overrides.append("generate.prompts=[]")
+    return [*overrides, "stages=[generate]"]
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra's grammar quotes it, with nothing in it taken for an interpolation."""
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + text.replace("${", "\\${") + "'"
 
 
 def _refuse(message: str) -> NoReturn:

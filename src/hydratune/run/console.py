@@ -18,6 +18,11 @@ def say(text: str = "") -> None:
     _write(text + "\n")
 
 
+def show(text: str) -> None:
+    """A part of a line, as it comes."""
+    _write(text)
+
+
 def end_bar() -> None:
     """What comes next begins on a line of its own."""
     global _bar_open

@@ -17,6 +17,15 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     return columns(lines)
 
 
+def samples_text(rows: Sequence[dict[str, str]]) -> str:
+    """Each prompt, and below it the models' answers side by side."""
+    names = [name for name in rows[0] if name != "prompt"] if rows else []
+    width = max(map(len, names), default=0) + 1
+    return "\n".join(
+        "\n    ".join([f"  {row['prompt']}", *(f"{f'{name}:':{width}} {row[name]}" for name in names)]) for row in rows
+    )
+
+
 def columns(lines: Sequence[Sequence[str]]) -> str:
     """Cells as aligned text, a line each."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

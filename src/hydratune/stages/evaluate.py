@@ -11,10 +11,10 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from scipy import stats
 
-from hydratune.build.adapter import adapter_model
+from hydratune.build.adapter import named_model
 from hydratune.build.benchmark import build_tasks
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_model, load_plain, load_tokenizer
+from hydratune.build.model import load_tokenizer
 from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
@@ -34,16 +34,10 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
     for name in names:
         say(f"  {name}")
-        model: Any
-        if name == "base":
-            model = load_model(config.model, source, hardware)
-        elif name == "adapter":
-            model = adapter_model(config, run.adapter, hardware, source)
-        else:
-            model = load_plain(str(run.merged), hardware.dtype, hardware.device)
+        model: Any = named_model(name, config, hardware, source, run.adapter, run.merged)
         results[name] = simple_evaluate(
             model=HFLM(
-                pretrained=model.eval(), tokenizer=tokenizer, batch_size=conf.batch_size,
+                pretrained=model, tokenizer=tokenizer, batch_size=conf.batch_size,
                 max_length=getattr(model.config.get_text_config(), "max_position_embeddings", 2048),
             ),
             tasks=list(conf.tasks), task_manager=tasks, limit=conf.limit,

@@ -1,0 +1,118 @@
+"""hydratune generate: prompts from the command line, a file and standard input; batches, streams, ends of answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def call(folder: Path, *arguments: str, typed: str | None = None, status: int = 0) -> subprocess.CompletedProcess[str]:
+    env = {
+        **os.environ, "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "hydratune", *arguments], cwd=folder, env=env, input=typed or "", capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    from tests.conftest import chat_rows
+
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    call(
+        folder, "model=local", f"model.name_or_path={tiny}", "data=jsonl", "data.path=rows.jsonl", "run_dir=run",
+        "quantization=nf4", "trainer.max_steps=30", "trainer.learning_rate=2e-2", "stages=[prepare,train,merge]",
+        "trainer.per_device_train_batch_size=8", "merge.dtype=float32",
+    )  # fmt: skip
+    return folder
+
+
+def samples(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "run/samples.jsonl").read_text().splitlines()]
+
+
+def test_prompts_as_words(trained: Path) -> None:
+    odd = 'What\'s \\ {x: [1,2]} or ${seed} = "it"?'
+    done = call(trained, "generate", "run_dir=run", "What is fern?", odd, "generate.max_new_tokens=5")
+    rows = samples(trained)
+    assert [row["prompt"] for row in rows] == ["What is fern?", odd]
+    assert list(rows[0]) == ["prompt", "base", "merged"]
+    assert f"  What is fern?\n    base:   {rows[0]['base']}" in done.stdout
+    again = call(trained, "generate", "run_dir=run", "What is fern?", odd, "generate.max_new_tokens=5")
+    assert "already finished, skipped" in again.stdout and rows[1]["merged"] in again.stdout
+
+
+def test_adapter_and_merged_say_the_same(trained: Path) -> None:
+    call(
+        trained, "generate", "run_dir=run", "What is otter number 3?", "What is fern?", "And river?",
+        "generate.models=[base,adapter,merged]", "generate.max_new_tokens=12",
+    )  # fmt: skip
+    rows = samples(trained)
+    assert all(row["adapter"] == row["merged"] for row in rows)
+    assert any(row["base"] != row["merged"] for row in rows)
+
+
+def test_batches_change_no_answer(trained: Path) -> None:
+    prompts = ["What is fern?", "And?", "What is otter number 3, and what is a violin to a teacher in a harbour?"]
+    typed = "\n".join(prompts) + "\n"
+    found = []
+    for size in (1, 3):
+        call(
+            trained, "generate", "run_dir=run", f"generate.batch_size={size}", "generate.max_new_tokens=8", typed=typed
+        )
+        found.append(samples(trained))
+    assert found[0] == found[1] and [row["prompt"] for row in found[0]] == prompts
+
+
+def test_a_file_and_a_stream(trained: Path) -> None:
+    (trained / "prompts.jsonl").write_text('{"prompt": "What is fern?"}\n\n{"prompt": "two\\nlines?"}\n')
+    done = call(
+        trained, "generate", "run_dir=run", "generate.file=prompts.jsonl", "generate.stream=true",
+        "generate.models=[merged]", "generate.max_new_tokens=6",
+    )  # fmt: skip
+    rows = samples(trained)
+    assert [row["prompt"] for row in rows] == ["What is fern?", "two\nlines?"]
+    assert rows[0]["merged"] in done.stdout
+
+
+def test_an_answer_ends_where_training_ended_it(trained: Path) -> None:
+    """The end of a turn was supervised, so a well-trained model stops by itself."""
+    call(trained, "generate", "run_dir=run", "What is otter number 0?", "generate.max_new_tokens=60")
+    (row,) = samples(trained)
+    assert "</s>" not in row["merged"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate.file=gone.txt"], "generate.file=gone.txt: there is no such file."),
+        (["generate.file=empty.txt"], "empty.txt holds no prompt."),
+        (["generate.file=bad.jsonl"], "bad.jsonl, line 2 must be an object with a text under prompt"),
+        (
+            ["hello", "generate.models=[bse]"],
+            "generate.models takes base, adapter, merged, found 'bse' (did you mean base?)",
+        ),
+        (["hello", "generate.batch_size=0"], "generate.batch_size is a whole number above 0, found 0"),
+        (["hello", "generate.top_p=0.5"], "generate.top_p=0.5 has no effect with generate.do_sample=false"),
+        ([], "generate.file=- holds no prompt."),
+    ],
+)
+def test_what_is_refused(arguments: list[str], said: str, trained: Path) -> None:
+    (trained / "empty.txt").write_text("\n\n")
+    (trained / "bad.jsonl").write_text('{"prompt": "x"}\n{"question": "y"}\n')
+    before = (trained / "run/samples.jsonl").read_bytes() if (trained / "run/samples.jsonl").is_file() else b""
+    done = call(trained, "generate", "run_dir=run", *arguments, status=2)
+    assert said in done.stderr and "Traceback" not in done.stderr
+    if before:
+        assert (trained / "run/samples.jsonl").read_bytes() == before
