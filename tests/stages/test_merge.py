@@ -223,13 +223,14 @@ def test_weights_that_the_files_lack_are_refused_before_training(trained: Path, 
 def test_a_signal_is_no_crash(shaped: Path, environment: dict[str, str], tmp_path: Path) -> None:
     run = shutil.copytree(shaped, tmp_path / "run")
     process = subprocess.Popen(
-        command(f"run_dir={run}", "stages=[merge]"), env=environment, stdout=subprocess.PIPE, text=True
-    )
+        command(f"run_dir={run}", "stages=[merge]"),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout
     for line in process.stdout:
         if line.startswith("merge"):
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode in (75, 0)
+    said = process.communicate(timeout=60)
+    assert process.returncode in (75, 0), said
     assert not (run / "merged").exists() or is_whole(run / "merged")

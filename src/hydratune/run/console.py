@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
-_screen: TextIO = sys.stdout
+_screen = 1  # file descriptor; written to without a buffer, since a signal's handler may speak at any moment
 _bar_open = False  # whether the last line on the screen is a bar that has not ended
 
 
@@ -33,7 +32,7 @@ def end_bar() -> None:
 
 def on_terminal() -> bool:
     """Whether a person watches: then progress is a bar that overwrites itself, else plain lines."""
-    return _screen.isatty()
+    return os.isatty(_screen)
 
 
 def progress(done: int, total: int, text: str) -> None:
@@ -52,11 +51,12 @@ def progress(done: int, total: int, text: str) -> None:
 def _write(text: str) -> None:
     """A screen that went away (a closed pipe or terminal) ends no training."""
     global _screen
+    left = text.encode(errors="replace")
     try:
-        _screen.write(text)
-        _screen.flush()
+        while left:
+            left = left[os.write(_screen, left) :]
     except OSError:
-        _screen = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
+        _screen = os.open(os.devnull, os.O_WRONLY)  # for the rest of the process
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def quiet(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    _screen = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _screen = kept[0]
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -78,7 +78,7 @@ def quiet(log: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(kept[0], 1)
         os.dup2(kept[1], 2)
+        if _screen == kept[0]:  # else it went away
+            _screen = 1
         os.close(kept[0])
         os.close(kept[1])
-        _screen.close()
-        _screen = sys.stdout
