@@ -250,9 +250,9 @@ def test_an_answer_ends_where_the_models_own_settings_say(tiny: Path) -> None:
     """Gemma's tokenizer names <eos>, and its answers end with <end_of_turn>, which its generation settings name."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
     config = composed("generate.prompts=[What is fern?]", "generate.max_new_tokens=6")
-    (long,) = generate._answers(config, model, tokenizer)
+    (long,) = generate._answers(config, model, tokenizer, config.generate.prompts)
     model.generation_config.eos_token_id = list(range(len(tokenizer)))
-    (short,) = generate._answers(config, model, tokenizer)
+    (short,) = generate._answers(config, model, tokenizer, config.generate.prompts)
     assert short and long.startswith(short) and len(short) < len(long)
 
 
