@@ -86,15 +86,19 @@ def checked_jobs(loader: ConfigLoader, master: DictConfig, overrides: Sequence[S
                 wrong = error.sentences
         for sentence in wrong:
             said.setdefault(sentence, []).append(job)
-    if said:  # the configuration alone shows it: no library needs to be imported
-        raise ConfigError([_of_jobs(sentence, those, len(jobs)) for sentence, those in said.items()])
+    _refuse(said, len(jobs))  # what the configuration alone shows: no library needs to be imported
     answers = preflight.check_jobs([(job.config, pipeline.unfinished(job.config)) for job in later])
     for job, sentences in zip(later, answers, strict=True):
         for sentence in sentences:
             said.setdefault(sentence, []).append(job)
-    if said:
-        raise ConfigError([_of_jobs(sentence, those, len(jobs)) for sentence, those in said.items()])
+    _refuse(said, len(jobs))
     return jobs
+
+
+def _refuse(said: dict[str, list[Job]], all_jobs: int) -> None:
+    """Raises ConfigError where anything is said of any job."""
+    if said:
+        raise ConfigError([_of_jobs(sentence, those, all_jobs) for sentence, those in said.items()])
 
 
 def _of_jobs(sentence: str, those: list[Job], all_jobs: int) -> str:

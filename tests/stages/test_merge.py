@@ -61,8 +61,7 @@ def test_killed_at_random_moments(shaped: Path, environment: dict[str, str], tmp
     for _ in range(10):
         process = subprocess.Popen(typed, env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout
-        while not process.stdout.readline().startswith("merge"):
-            pass
+        assert any(line.startswith("merge") for line in process.stdout), "it ended before it began to merge"
         time.sleep(takes * rng.uniform(0.0, 0.9))
         process.kill()
         process.wait()
@@ -131,15 +130,9 @@ def another(trained: Path, name: str, *overrides: str, status: int = 0) -> subpr
     run = shutil.copytree(trained / "run", trained / name)
     (run / "receipts" / "merge.json").unlink()
     shutil.rmtree(run / "merged")
-    text = (run / "config.yaml").read_text()
-    for override in overrides:
-        key, value = override.split("=")
-        before = next(line for line in text.split("merge:")[1].splitlines() if line.strip().startswith(f"{key}:"))
-        text = text.replace(
-            f"merge:{text.split('merge:')[1]}",
-            f"merge:{text.split('merge:')[1].replace(before, f'  {key}: {value}', 1)}",
-        )
-    (run / "config.yaml").write_text(text)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["merge"] |= dict(override.split("=") for override in overrides)
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return call(trained, f"run_dir={name}", "stages=[merge]", status=status)
 
 
