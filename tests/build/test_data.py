@@ -1,285 +1,284 @@
-"""Rows of a file become supervised tokens: what is refused, what is masked, what is cached."""
+"""Which rows are taken, in which order, from one source or several, and which of them are held out."""
 
+import csv
 import json
-import os
-import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from datasets import Dataset
-from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
 
-from hydratune.build.data import build_tokens, load_tokens, read_rows, tokenize
-from hydratune.build.model import TEMPLATES
+from hydratune.build.data import Item, Part, check_rows, formatter_digest, training_parts, validation_parts
+from hydratune.build.store import Prepared
+from hydratune.build.tokens import build_tokens
 from hydratune.config.schema import ConfigError, DataConf
-
-USER = '{"role": "user", "content": "Hi?"}'
-ANSWER = '{"role": "assistant", "content": "Hi."}'
-GOOD = f'{{"messages": [{USER}, {ANSWER}]}}'
+from hydratune.formats import Chat, Text
 
 
-def turns(*messages: str) -> str:
-    return f'{{"messages": [{", ".join(messages)}]}}'
+def chat(number: int, word: str = "fern") -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"What is {word} {number}?"},
+            {"role": "assistant", "content": f"It is {number}."},
+        ]
+    }
 
 
-REFUSED = [
-    ("line-not-json", "a.jsonl", f"{GOOD}\n{{oops\n", ["line 2", "not JSON"]),
-    ("line-not-json-after-blank-lines", "a.jsonl", f"{GOOD}\n\n\n{GOOD},\n", ["line 4", "not JSON"]),
-    ("file-not-json", "a.json", f"[{GOOD}, oops]", ["not JSON"]),
-    ("file-not-a-list", "a.json", GOOD, ["list"]),
-    ("row-a-list", "a.jsonl", f"{GOOD}\n[1, 2]\n", ["row 2"]),
-    ("row-a-string", "a.jsonl", f'{GOOD}\n"messages"\n', ["row 2"]),
-    ("row-null", "a.json", f"[{GOOD}, null]", ["row 2"]),
-    ("no-column", "a.jsonl", f'{GOOD}\n{{"text": "Hi."}}\n', ["row 2", "no column 'messages', found text", "data.column"]),
-    ("messages-a-string", "a.jsonl", f'{GOOD}\n{{"messages": "Hi."}}\n', ["row 2", "must be a list of messages"]),
-    ("no-messages", "a.jsonl", f'{GOOD}\n{{"messages": []}}\n', ["row 2", "not empty"]),
-    ("messages-null", "a.jsonl", f'{GOOD}\n{{"messages": null}}\n', ["row 2", "must be a list of messages"]),
-    ("message-a-string", "a.jsonl", turns('"Hi."', ANSWER), ["row 1", "a message needs role and content", "'Hi.'"]),
-    ("no-content", "a.jsonl", turns('{"role": "user"}', ANSWER), ["row 1", "a message needs role and content"]),
-    ("no-role", "a.jsonl", turns('{"content": "Hi?"}', ANSWER), ["row 1", "a message needs role and content"]),
-    ("unknown-role", "a.jsonl", turns(USER.replace("user", "human"), ANSWER), ["row 1", "system, user, assistant", "'human'"]),
-    ("role-a-list", "a.jsonl", turns('{"role": ["user"], "content": "Hi?"}', ANSWER), ["row 1", "a role is one of"]),
-    ("blank-content", "a.jsonl", turns(USER, '{"role": "assistant", "content": " "}'), ["row 1", "text that is not empty"]),
-    ("content-null", "a.jsonl", turns(USER, '{"role": "assistant", "content": null}'), ["row 1", "text that is not empty"]),
-    ("content-parts", "a.jsonl", turns(USER, '{"role": "assistant", "content": [{}]}'), ["row 1", "text that is not empty"]),
-    ("last-is-the-user", "a.jsonl", turns(USER, ANSWER, USER), ["row 1", "the last message must be the assistant's", "'user'"]),
-    ("empty", "a.jsonl", "", ["empty"]),
-    ("blank", "a.jsonl", " \n\n", ["empty"]),
-    ("empty-list", "a.json", "[]", ["empty"]),
-    ("not-utf8", "a.jsonl", GOOD.encode() + b"\n" + GOOD.replace("Hi.", "caf\xe9").encode("latin-1"), ["UTF-8"]),
-    ("csv", "a.csv", "messages\nHi.\n", [".json or .jsonl"]),
-    ("missing", "a.jsonl", None, ["there is no such file"]),
-    ("missing-csv", "a.csv", None, [""]),
-]  # fmt: skip
+def asked(part: Part) -> list[str]:
+    """The question of each row that is taken."""
+    return [question(item) for item in part.items()]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_what_is_refused(name: str, content: str | bytes | None, said: list[str], tmp_path: Path) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError) as caught:
-        read_rows(DataConf(path=str(path)))
-    (sentence,) = caught.value.sentences
-    assert all(part in sentence for part in [str(path), *said]), sentence
-    assert "\n" not in sentence
+def question(item: Item) -> str:
+    if isinstance(item.example, Chat):
+        return str(item.example.messages[-2]["content"])
+    assert isinstance(item.example, Text), item.example
+    return item.example.prompt or item.example.completion
 
 
-def test_every_wrong_row_is_counted_and_three_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("\n".join([GOOD, *['{"messages": []}'] * 5]))
-    with pytest.raises(ConfigError) as caught:
-        read_rows(DataConf(path=str(tmp_path / "a.jsonl")))
-    numbers = [re.findall(r"row (\d+)", sentence) for sentence in caught.value.sentences]
-    assert numbers == [["2"], ["3"], ["4"], []]
-    assert "2 further rows" in caught.value.sentences[3]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.jsonl", f"{GOOD}\n{GOOD}\n"),
-        ("a.jsonl", f"\ufeff{GOOD}\n{GOOD}"),
-        ("a.jsonl", f"{GOOD}\r\n\r\n{GOOD}\r\n"),
-        ("a.json", f"[{GOOD}, {GOOD}]"),
-        ("a.json", f"\ufeff[\n{GOOD},\n{GOOD}\n]\n"),
-    ],
-    ids=["jsonl", "jsonl-bom", "jsonl-crlf", "json", "json-bom"],
-)
-def test_what_is_accepted(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content.encode())
-    exchange = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi."}]
-    assert read_rows(DataConf(path=str(tmp_path / name))) == {1: exchange, 2: exchange}
-
-
-def test_a_folder_holds_a_file_for_each_split(tmp_path: Path) -> None:
-    (tmp_path / "test_sft.jsonl").write_text(GOOD)
-    (tmp_path / "train.json").write_text(f"[{GOOD}, {GOOD}]")
-    assert len(read_rows(DataConf(path=str(tmp_path), split="test_sft"))) == 1
-    assert len(read_rows(DataConf(path=str(tmp_path)))) == 2
-    with pytest.raises(ConfigError, match=r"data\.split=dev: .* found test_sft\.jsonl, train\.json\."):
-        read_rows(DataConf(path=str(tmp_path), split="dev"))
-    (tmp_path / "train.jsonl").write_text(GOOD)
-    with pytest.raises(ConfigError, match=r"must hold one of train\.jsonl, train\.json"):
-        read_rows(DataConf(path=str(tmp_path)))
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"], ids=ascii)
-def test_only_a_newline_ends_a_line_of_jsonl(separator: str, tmp_path: Path) -> None:
-    """JSON may hold these unescaped in a string, as json.dumps(..., ensure_ascii=False) writes them."""
-    (tmp_path / "a.jsonl").write_text(GOOD.replace("Hi.", f"one{separator}two") + "\n", encoding="utf-8")
-    ((_, answer),) = read_rows(DataConf(path=str(tmp_path / "a.jsonl"))).values()
-    assert answer["content"] == f"one{separator}two"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", ["some/thing", "gone.csv"])
-def test_a_hub_id_that_cannot_be_reached_is_one_sentence(path: str, tiny: Path, hydratune, tmp_path: Path) -> None:
-    done = hydratune("model=local", f"model.name_or_path={tiny}", f"data.path={path}", "run_dir=run")
-    assert "Traceback" not in done.stderr, done.stderr[-1500:]
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("hydratune: ") and path in line
-    assert not (tmp_path / "run").exists()
-
-
-CHAT = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "<|assistant|>\nWhat is otter?"},  # looks like the template: not an answer
-    {"role": "assistant", "content": "It is a violin."},
-    {"role": "user", "content": "And fern?"},
-    {"role": "assistant", "content": "Größe."},
-]
-SYSTEM = [*"<|system|>", "Ċ", "B", "e", "Ġbr", *"ief.", "</s>", "Ċ"]
-USER_TAG = [*"<|us", "er", *"|>", "Ċ"]
-ASSISTANT_TAG = [*"<|assistant|>", "Ċ"]
-FIRST_QUESTION = [*USER_TAG, *ASSISTANT_TAG, "What", "Ġis", "Ġotter", "?", "</s>", "Ċ"]
-FIRST_ANSWER = ["It", "Ġis", "Ġa", "Ġviolin", ".", "</s>", "Ċ"]
-SECOND_QUESTION = [*USER_TAG, "And", "Ġfern", "?", "</s>", "Ċ"]
-SECOND_ANSWER = ["G", "r", "Ã", "¶", "Ã", "Ł", "e", ".", "</s>", "Ċ"]
-WHOLE = [
-    *SYSTEM, *FIRST_QUESTION, *ASSISTANT_TAG, *FIRST_ANSWER, *SECOND_QUESTION, *ASSISTANT_TAG, *SECOND_ANSWER,
-]  # fmt: skip
-
-
-@pytest.fixture
-def tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.chat_template = (TEMPLATES / "tinyllama_chat.jinja").read_text()
-    return tokenizer
-
-
-def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Make it put <s> first, as Llama's does."""
-    backend = tokenizer.backend_tokenizer
-    bos = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
-    backend.post_processor = bos
-    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    ("loss", "supervised"),
-    [("assistant", FIRST_ANSWER + SECOND_ANSWER), ("completion", SECOND_ANSWER), ("all", WHOLE)],
-)
-def test_which_tokens_are_supervised(loss: str, supervised: list[str], tokenizer) -> None:
-    ids, labels = tokenize(tokenizer, CHAT, loss, 512)
-    assert tokenizer.convert_ids_to_tokens(ids) == WHOLE
-    assert tokenizer.convert_ids_to_tokens([label for label in labels if label != -100]) == supervised
-    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
-    if loss == "completion":
-        assert labels[: -len(SECOND_ANSWER)] == [-100] * (len(WHOLE) - len(SECOND_ANSWER))
-
-
-def test_both_are_cut_at_max_length(tokenizer) -> None:
-    ids, labels = tokenize(tokenizer, CHAT, "assistant", 512)
-    assert tokenize(tokenizer, CHAT, "assistant", 60) == (ids[:60], labels[:60])
-
-
-def test_the_end_token_stays_supervised_where_it_is_also_the_padding(tokenizer) -> None:
-    tokenizer.pad_token = tokenizer.eos_token
-    rows = [tokenize(tokenizer, CHAT[:n], "assistant", 512) for n in (3, 5)]
-    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)(
-        [{"input_ids": ids, "labels": labels} for ids, labels in rows]
-    )
-    short = len(rows[0][0])
-    assert batch["labels"][0, short:].eq(-100).all() and batch["attention_mask"][0, short:].eq(0).all()
-    assert batch["labels"].eq(tokenizer.eos_token_id).sum(1).tolist() == [1, 2]
-    assert batch["attention_mask"].sum(1).tolist() == [len(ids) for ids, _ in rows]
-
-
-@pytest.mark.parametrize("written", [False, True], ids=["the-tokenizer-adds-it", "the-template-writes-it"])
-def test_one_bos(written: bool, tokenizer) -> None:
-    bos = with_bos(tokenizer).bos_token_id
-    if written:
-        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    for loss, label in (("assistant", -100), ("completion", -100), ("all", bos)):
-        ids, labels = tokenize(tokenizer, CHAT, loss, 512)
-        assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", *WHOLE]
-        assert labels[0] == label
-
-
-def test_no_bos_where_the_tokenizer_adds_none(tokenizer) -> None:
-    assert tokenizer.bos_token_id not in tokenize(tokenizer, CHAT, "all", 512)[0]
-
-
-def write(path: Path, rows: list[list[dict[str, str]]]) -> str:
-    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+def write(path: Path, rows: list[Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
 
 
-LATER_TURNS_CHANGE = "{% for m in messages %}{{ loop.revindex ~ m.content }}{% endfor %}"
-REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + "x" * 9
+@pytest.fixture
+def forty(tmp_path: Path) -> str:
+    return write(tmp_path / "forty.jsonl", [chat(n) for n in range(40)])
+
+
+def numbers(conf: DataConf, tiny: Path, cache: Path) -> list[int]:
+    """The rows as training takes them, by their number in the file."""
+    return list(Prepared(build_tokens(conf, AutoTokenizer.from_pretrained(tiny), 512, cache)).rows["number"])
+
+
+@pytest.mark.parametrize(("seed", "most"), [(0, None), (42, None), (42, 9), (None, 9), (None, None), (7, 400)])
+def test_the_order_is_that_of_datasets_own_shuffle(seed, most, forty: str, tiny: Path, tmp_path: Path) -> None:
+    theirs = Dataset.from_dict({"number": range(1, 41)})
+    theirs = theirs if seed is None else theirs.shuffle(seed=seed)
+    conf = DataConf(path=forty, shuffle_seed=seed, max_rows=most)
+    assert numbers(conf, tiny, tmp_path) == list(theirs["number"])[:most]
+
+
+def test_shuffled_and_bad_rows(forty: str, tiny: Path, tmp_path: Path) -> None:
+    """A row that is left out leaves the others' order alone."""
+    whole = numbers(DataConf(path=forty, shuffle_seed=3, max_rows=20), tiny, tmp_path)
+    rows = Path(forty).read_text().splitlines()
+    rows[whole[4] - 1] = "{}"
+    other = write(tmp_path / "other.jsonl", rows)
+    conf = DataConf(path=other, shuffle_seed=3, max_rows=20, on_bad_row="skip", max_bad_share=0.05)
+    assert numbers(conf, tiny, tmp_path) == whole[:4] + whole[5:]
+
+
+def test_several_sources_follow_one_another_each_in_its_order(forty: str, tiny: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.jsonl", [chat(n, "otter") for n in range(30)])
+    conf = DataConf(
+        mix=[{"path": forty, "shuffle_seed": 1}, {"path": other, "max_rows": 3}, {"path": forty, "max_rows": 2}]
+    )
+    shuffled = list(np.random.default_rng(1).permutation(40) + 1)
+    assert numbers(conf, tiny, tmp_path) == [*shuffled, 1, 2, 3, 1, 2]
+
+
+def test_a_source_of_several_says_what_differs(tmp_path: Path) -> None:
+    write(tmp_path / "folder" / "test.jsonl", [{"turns": chat(n, "river")["messages"]} for n in range(5)])
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["q", "a"], *([f"What is otter {n}?", "x"] for n in range(5))])
+    write(tmp_path / "text.jsonl", [{"text": f"Bread {n}.", **chat(n)} for n in range(5)])
+    DatasetDict(dev=Dataset.from_list([chat(n, "violin") for n in range(5)])).save_to_disk(tmp_path / "saved")
+    conf = DataConf(
+        split="test",
+        columns={"messages": "turns"},
+        max_rows=2,
+        mix=[
+            {"path": str(tmp_path / "folder")},
+            {"path": str(tmp_path / "folder"), "max_rows": 1, "shuffle_seed": 0},
+            {"path": str(tmp_path / "a.csv"), "split": "train", "columns": {"instruction": "q", "output": "a"}},
+            {"path": str(tmp_path / "text.jsonl"), "split": "train", "format": "text", "columns": {}},
+            {"path": str(tmp_path / "saved"), "split": "dev", "columns": {}, "max_rows": None},
+        ],
+    )
+    assert [asked(part) for part in training_parts(conf)] == [
+        ["What is river 0?", "What is river 1?"],
+        [f"What is river {np.random.default_rng(0).permutation(5)[0]}?"],
+        ["What is otter 0?", "What is otter 1?"],
+        ["Bread 0.", "Bread 1."],
+        [f"What is violin {n}?" for n in range(5)],
+    ]
+
+
+def test_values_of_a_mix_are_taken_as_those_of_the_group_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose name is a number, and a number that was quoted."""
+    write(tmp_path / "2024" / "train.jsonl", [chat(n) for n in range(5)])
+    monkeypatch.chdir(tmp_path)
+    (part,) = training_parts(DataConf(mix=[{"path": 2024, "max_rows": "3"}]))
+    assert asked(part) == ["What is fern 0?", "What is fern 1?", "What is fern 2?"]
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
-    [(LATER_TURNS_CHANGE, "renders a turn differently"), (REFUSES_SYSTEM, "no system turn")],
-    ids=["later-turns-change", "raises"],
+    ("rows", "weights", "most", "taken"),
+    [
+        ([30, 10], [1, 1], None, [10, 10]),
+        ([30, 10], [3, 1], None, [30, 10]),
+        ([30, 10], [1, 3], None, [3, 10]),
+        ([20, 20], [0.3, 0.7], None, [8, 20]),
+        ([20, 12], [0.3, 0.7], None, [5, 12]),
+        ([10, 10, 10], [1, 2, 7], None, [1, 2, 10]),
+        ([30, 30], [0.1, 0.1], None, [30, 30]),
+        ([30, 30], [1, 1], 6, [6, 6]),
+        ([30, 4], [1, 1], 6, [4, 4]),
+        ([3, 7], [1, 1], None, [3, 3]),
+        ([30, 10], [None, None], None, [30, 10]),
+    ],
 )
-def test_a_template_that_does_not_fit_the_row(template: str, said: str, tokenizer, tmp_path: Path) -> None:
-    tokenizer.chat_template = template
-    with pytest.raises(ConfigError, match=rf"a\.jsonl, row 1: .*{said}"):
-        build_tokens(DataConf(path=write(tmp_path / "a.jsonl", [CHAT])), tokenizer, 512, tmp_path)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_weights_are_shares_of_rows_none_taken_twice(rows, weights, most, taken, seed, tmp_path: Path) -> None:
+    mix = [
+        {
+            "path": write(tmp_path / f"{n}.jsonl", [chat(k) for k in range(count)]),
+            **({"weight": weight} if weight else {}),
+        }
+        for n, (count, weight) in enumerate(zip(rows, weights, strict=True))
+    ]
+    parts = training_parts(DataConf(mix=mix, max_rows=most, shuffle_seed=seed))
+    for part, count, kept in zip(parts, rows, taken, strict=True):
+        order = range(count) if seed is None else np.random.default_rng(seed).permutation(count)
+        assert asked(part) == [f"What is fern {n}?" for n in sorted(order[:kept])]
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1])
-def test_a_row_that_is_cut_before_its_answer_is_named_as_in_the_file(seed, tokenizer, tmp_path: Path) -> None:
-    long = [{"role": "user", "content": "fern " * 200}, CHAT[2]]
-    conf = DataConf(path=write(tmp_path / "a.jsonl", [CHAT, CHAT, long, CHAT, CHAT]), shuffle_seed=seed)
-    with pytest.raises(ConfigError, match=r"a\.jsonl, row 3: .*max_length=150"):
-        build_tokens(conf, tokenizer, 150, tmp_path)
+def test_the_format_is_told_by_the_first_row_that_can_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["{oops", [1], {"x": 1}, chat(1), {"text": "Hi."}, chat(2)])
+    (part,) = training_parts(DataConf(path=path))
+    items = list(part.items())
+    assert [item.number for item in items if isinstance(item.example, Chat)] == [4, 6]
+    assert "no column 'messages', found text" in str(items[4].example)
+
+
+def test_every_wrong_row_is_counted_and_three_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(0), *[{"messages": []}] * 5])
+    with pytest.raises(ConfigError) as caught:
+        check_rows(DataConf(path=path))
+    said = "messages must be a list of messages that is not empty, found []."
+    assert caught.value.sentences == [
+        *[f"{path}, row {n}: {said}" for n in (2, 3, 4)],
+        "… and 2 further rows like these.",
+    ]
+    check_rows(DataConf(path=path, on_bad_row="skip"))
+
+
+def test_only_rows_that_are_taken_are_judged(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(0), chat(1), {"messages": []}])
+    check_rows(DataConf(path=path, max_rows=2))
+    with pytest.raises(ConfigError, match="row 3"):
+        check_rows(DataConf(path=path, max_rows=3))
+
+
+def held_out(rows: list[Any], share: float, path: Path) -> set[str]:
+    (part,) = training_parts(DataConf(path=write(path, rows), validation_share=share))
+    return {question(item) for item in part.items(share) if item.held_out}
+
+
+def test_a_share_is_held_out_by_what_a_row_says(tmp_path: Path) -> None:
+    rows = [chat(n) for n in range(400)]
+    quarter = held_out(rows, 0.25, tmp_path / "a.jsonl")
+    assert 70 <= len(quarter) <= 130
+    assert held_out(rows, 0.25, tmp_path / "a.jsonl") == quarter
+    # whatever the order, the file, the format and the other rows
+    assert held_out(rows[::-1], 0.25, tmp_path / "b" / "other.jsonl") == quarter
+    alpaca = [{"instruction": row["messages"][0]["content"], "output": row["messages"][1]["content"]} for row in rows]
+    assert held_out(alpaca, 0.25, tmp_path / "alpaca.jsonl") == quarter
+    assert held_out(rows[:100], 0.25, tmp_path / "few.jsonl") == quarter & {
+        f"What is fern {number}?" for number in range(100)
+    }
+    # a larger share holds out the same rows and others
+    assert held_out(rows, 0.5, tmp_path / "a.jsonl") > quarter
+
+
+def test_equal_rows_are_held_out_together(tmp_path: Path) -> None:
+    rows = [chat(n) for n in range(50)]
+    (part,) = training_parts(DataConf(path=write(tmp_path / "a.jsonl", rows * 3)))
+    sides = [item.held_out for item in part.items(0.3)]
+    assert sides[:50] == sides[50:100] == sides[100:] and 0 < sum(sides[:50]) < 50
+
+
+def test_without_a_share_nothing_is_held_out(forty: str) -> None:
+    conf = DataConf(path=forty)
+    assert not any(item.held_out for part in training_parts(conf) for item in part.items())
+    assert validation_parts(conf) == []
+
+
+def test_validation_rows_of_their_own(forty: str, tmp_path: Path) -> None:
+    """Another file, read whole and as it stands; the hub's names of the training rows are not its own."""
+    other = write(tmp_path / "dev.jsonl", [{"turns": chat(n, "otter")["messages"]} for n in range(5)])
+    conf = DataConf(
+        path="some/thing", name="en", revision="main", max_rows=2, shuffle_seed=1, columns={"messages": "turns"},
+        validation_path=other,
+    )  # fmt: skip
+    (part,) = validation_parts(conf)
+    assert asked(part) == [f"What is otter {n}?" for n in range(5)]
+
+
+def test_validation_rows_of_another_split(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    write(folder / "train.jsonl", [chat(n) for n in range(3)])
+    write(folder / "dev.jsonl", [chat(n, "otter") for n in range(2)])
+    conf = DataConf(path=str(folder), validation_split="dev")
+    assert [asked(part) for part in validation_parts(conf)] == [["What is otter 0?", "What is otter 1?"]]
+    assert [len(asked(part)) for part in training_parts(conf)] == [3]
+
+
+def test_where_rows_lie_does_not_decide_what_they_are(tmp_path: Path) -> None:
+    """So that a run whose cache is lost finds its rows again in another place."""
+    identities = []
+    for place in ("here", "there"):
+        path = write(tmp_path / place / "a.jsonl", [chat(n) for n in range(5)])
+        dev = write(tmp_path / place / "dev.jsonl", [chat(9)])
+        conf = DataConf(path=path, validation_path=dev)
+        identities.append([part.identity() for part in [*training_parts(conf), *validation_parts(conf)]])
+    assert identities[0] == identities[1]
+    assert training_parts(DataConf(path=path, max_rows=3))[0].identity() != identities[0][0]
+    assert training_parts(DataConf(path=path, format="messages"))[0].identity() != identities[0][0]
+
+
+FORMATTERS = """\
+def conversation(row):
+    return [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]
+
+
+def pair(row):
+    if row["q"] == "2":
+        raise LookupError("no\\nsuch row")
+    return {"prompt": row["q"], "completion": row["a"]}
+"""
 
 
 @pytest.fixture
-def conf(tmp_path: Path) -> DataConf:
-    return DataConf(path=write(tmp_path / "a.jsonl", [CHAT, CHAT[1:3]]))
+def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "formatters_of_test_data.py").write_text(FORMATTERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "formatters_of_test_data", raising=False)
+    return write(tmp_path / "questions.jsonl", [{"q": str(n), "a": "x"} for n in range(4)])
 
 
-def test_the_same_settings_give_the_same_folder(conf: DataConf, tokenizer, tmp_path: Path) -> None:
-    first = build_tokens(conf, tokenizer, 512, tmp_path)
-    files = {path: path.stat().st_mtime_ns for path in first.iterdir()}
-    assert build_tokens(conf, tokenizer, 512, tmp_path) == first
-    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == files
-    tokens = load_tokens(first)
-    assert tokens.column_names == ["input_ids", "labels"]
-    assert tokenizer.convert_ids_to_tokens(tokens[0]["input_ids"]) == WHOLE
+def test_rows_through_a_function_of_the_users_own(questions: str) -> None:
+    (part,) = training_parts(DataConf(path=questions, formatter="formatters_of_test_data:pair"))
+    first, second, third, fourth = [item.example for item in part.items()]
+    assert (first, second, fourth) == (Text("0", "x"), Text("1", "x"), Text("3", "x"))
+    assert str(third) == "data.formatter=formatters_of_test_data:pair failed: LookupError: no such row"
 
 
-def test_other_settings_give_another_folder(conf: DataConf, tokenizer, tiny: Path, tmp_path: Path) -> None:
-    def folder(loss: str = "assistant", max_length: int = 512) -> Path:
-        return build_tokens(DataConf(path=conf.path, loss=loss), tokenizer, max_length, tmp_path)
-
-    folders = [folder(), folder(loss="completion"), folder(loss="all"), folder(max_length=100)]
-    with_bos(tokenizer)
-    folders.append(folder())
-    tokenizer.chat_template += "\n"
-    folders.append(folder())
-    write(tmp_path / "a.jsonl", [CHAT])
-    folders.append(folder())
-    assert len(set(folders)) == 7
-    assert sorted((tmp_path / "tokens").iterdir()) == sorted(folders)
+@pytest.mark.parametrize("columns", [{}, {"messages": "chat"}], ids=["as-they-stand", "mapped"])
+def test_a_function_may_give_messages_alone(columns: dict[str, str], questions: str) -> None:
+    mix = [{"path": questions, "columns": columns}]
+    (part,) = training_parts(DataConf(mix=mix, formatter="formatters_of_test_data:conversation"))
+    assert asked(part) == ["0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize("pid", [123, os.getpid()], ids=["another-process", "a-reused-process-id"])
-def test_a_half_built_folder_is_not_taken(pid: int, conf: DataConf, tokenizer, tmp_path: Path) -> None:
-    whole = build_tokens(conf, tokenizer, 512, tmp_path / "other")
-    left = tmp_path / "tokens" / f".{whole.name}.{pid}"
-    left.mkdir(parents=True)
-    (left / "data-00000-of-00001.arrow").write_bytes(b"half")
-    built = build_tokens(conf, tokenizer, 512, tmp_path)
-    assert built.name == whole.name
-    assert load_tokens(built).to_list() == load_tokens(whole).to_list()
-
-
-def test_a_build_that_is_killed_leaves_nothing_to_take(conf, tokenizer, tmp_path: Path, monkeypatch) -> None:
-    def killed(self: Dataset, folder: Path) -> None:
-        Path(folder).mkdir(parents=True)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Dataset, "save_to_disk", killed)
-        build_tokens(conf, tokenizer, 512, tmp_path)
-    assert all(path.name.startswith(".") for path in (tmp_path / "tokens").iterdir())
-    assert len(load_tokens(build_tokens(conf, tokenizer, 512, tmp_path))) == 2
+def test_the_text_of_the_functions_module_counts(questions: str, tmp_path: Path) -> None:
+    conf = DataConf(path=questions, formatter="formatters_of_test_data:pair")
+    before = formatter_digest(conf)
+    assert before == formatter_digest(conf) and formatter_digest(DataConf(path=questions)) is None
+    (tmp_path / "formatters_of_test_data.py").write_text(FORMATTERS + "\n")
+    assert formatter_digest(conf) != before

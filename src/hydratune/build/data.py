@@ -1,72 +1,183 @@
-"""conf/data -> token ids and labels, cached by everything that decides them."""
+"""conf/data -> examples: which rows of which sources, each a conversation or a text."""
 
-import hashlib
-import json
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset, load_from_disk
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+import numpy as np
+from xxhash import xxh3_64, xxh3_128
 
-from hydratune.build.cache import build_once
 from hydratune.build.sockets import load_socket
-from hydratune.config.schema import ConfigError, DataConf, RunError
-from hydratune.formats import messages
+from hydratune.build.sources import Source, open_source
+from hydratune.config.schema import ConfigError, DataConf, SourceConf
+from hydratune.config.values import converted
+from hydratune.formats import Chat, Text, detect, example
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
-NOT_YET = (".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
-CODE_VERSION = 1  # raise it when tokens or labels change
-
-
-def data_path(conf: DataConf) -> str:
-    """The file, or the hub id, that `data.path` names."""
-    assert conf.path
-    return str(DEMO / "train.jsonl") if conf.path == "demo" else conf.path
+CHECKED_ROWS = 10_000  # of each source, before anything is started
+NAMED = 3  # bad rows that an error names; it counts the others
 
 
-def read_rows(conf: DataConf) -> dict[int, list[dict[str, str]]]:
-    """Row number in the source, from 1 -> its messages; shuffled and limited as asked.
+@dataclass(frozen=True)
+class Item:
+    """A row: the file it is from, its number there from 1, and what it is, or what is wrong with it."""
 
-    Raises ConfigError naming file and row.
-    """
-    path = data_path(conf)
-    if Path(path).is_dir():
-        rows = _read_json(_split_file(Path(path), conf.split))
-    elif path.endswith((".json", ".jsonl")):
-        if conf.split != "train":
+    file: str
+    number: int
+    position: int  # in its source, from 0
+    example: Chat | Text | ValueError
+    held_out: bool = False  # for validation, by data.validation_share
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, row {self.number}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of the rows, with what was said of it, and how many of its rows are taken at most."""
+
+    conf: SourceConf
+    source: Source
+    formatter: Callable[[Any], Any]
+    most: int | None
+
+    @cached_property
+    def order(self) -> np.ndarray | None:
+        """The positions of the rows that are taken, in their order; None: all as they stand."""
+        if self.conf.shuffle_seed is None and self.most is None:
+            return None
+        count = self.source.count
+        # as datasets.Dataset.shuffle does
+        seed = self.conf.shuffle_seed
+        order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+        return order[: self.most]
+
+    def items(self, held_out_share: float = 0.0) -> Iterator[Item]:
+        """The rows that are taken, in the order in which they stand in the files."""
+        taken = None
+        if self.order is not None:
+            taken = np.zeros(self.source.count, bool)
+            taken[self.order] = True
+        kind = None if self.conf.format == "auto" else self.conf.format
+        for position, (file, number, raw) in enumerate(self.source):
+            if taken is not None and not taken[position]:
+                continue
+            try:
+                if isinstance(raw, ValueError):
+                    raise raw
+                row = self.formatter(raw)
+                kind = kind or detect(row, self.conf.columns)
+                made = example(row, kind, self.conf.columns)
+                # equal rows fall on the same side, wherever they stand
+                held_out = bool(held_out_share) and _place_of(made) < held_out_share
+            except ValueError as error:
+                yield Item(file, number, position, error)
+                continue
+            yield Item(file, number, position, made, held_out)
+
+    def identity(self) -> Any:
+        """What decides which rows are taken, plain."""
+        conf = {
+            key: value for key, value in asdict(self.conf).items() if key not in ("path", "name", "revision", "split")
+        }
+        return [self.source.digest(), conf, self.most]
+
+
+def training_parts(conf: DataConf) -> list[Part]:
+    """The sources to train on. Raises ConfigError where one isn't there."""
+    if not conf.mix:
+        return [_part(conf, SourceConf(**_of_source(conf)))]
+    parts, shares = [], []
+    for number, entry in enumerate(conf.mix):
+        # OmegaConf takes '3' for 3 under the keys of the group, and so it is here
+        own = {key: converted(f"data.{key}", value) for key, value in entry.items() if key != "weight"}
+        key = f"data.mix[{number}]"
+        split_key = f"{key}.split" if "split" in own else "data.split"
+        parts.append(_part(conf, SourceConf(**{**_of_source(conf), **own}), f"{key}.path", split_key))
+        shares.append(entry.get("weight"))
+    if any(share is not None for share in shares):
+        return _weighted(parts, shares)
+    return parts
+
+
+def _weighted(parts: list[Part], weights: list[float]) -> list[Part]:
+    """As many rows of each as the weights allow, none twice. Raises ConfigError where that leaves a source none."""
+    have = [min(part.source.count, part.most or part.source.count) for part in parts]
+    whole = min(count / weight for count, weight in zip(have, weights, strict=True))
+    made = [replace(part, most=int(whole * weight + 1e-9)) for part, weight in zip(parts, weights, strict=True)]
+    for number, (part, count) in enumerate(zip(made, have, strict=True)):
+        if not count:
+            raise ConfigError(f"{part.source.label} has no rows.")
+        if whole and not part.most:
             raise ConfigError(
-                f"data.split={conf.split} is for a folder or for data on the hub, and {path} is a file: leave it out."
+                f"data.mix[{number}].weight={weights[number]:g} leaves none of the {count} rows of {part.source.label}, as "
+                "no row is taken twice: give it a larger weight."
             )
-        rows = _read_json(Path(path))
-    elif Path(path).exists() or path.startswith(("/", ".")) or Path(path).suffix in NOT_YET:
-        raise ConfigError(f"data.path={path} must be a .json or .jsonl file, a folder of them, or a hub id.")
-    else:
-        try:
-            rows = load_dataset(path, split=conf.split).to_list()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"data.path={path}, split {conf.split}: {' '.join(str(error).split())[:300]}") from None
-    if not rows:
-        raise ConfigError(f"data.path={path} has no rows.")
-    numbers = list(range(len(rows)))
-    if conf.shuffle_seed is not None:
-        numbers = Dataset.from_dict({"i": numbers}).shuffle(seed=conf.shuffle_seed)["i"]
-    formatted = _formatter(conf)
-    wrong, good = [], {}
-    for number in list(numbers)[: conf.max_rows]:
-        try:
-            good[number + 1] = messages(formatted(rows[number]), conf.column)
-        except ValueError as error:
-            wrong.append(f"{path}, row {number + 1}: {error}.")
-    if wrong:
-        more = [f"… and {len(wrong) - 3} further rows like these."] if len(wrong) > 3 else []
-        raise ConfigError(wrong[:3] + more)
-    return good
+    return made
 
 
-def _formatter(conf: DataConf) -> Callable[[Any], Any]:
-    """A row -> a row with the column of messages: as it stands, or as the user's own function makes it."""
+def validation_parts(conf: DataConf) -> list[Part]:
+    """The sources of the validation rows that are not a share of the training rows."""
+    if conf.validation_path is None and conf.validation_split is None:
+        return []
+    path, split = conf.validation_path or conf.path, conf.validation_split or "train"
+    own = {**_of_source(conf), "path": path, "split": split, "max_rows": None, "shuffle_seed": None}
+    if path != conf.path:
+        own |= {"name": None, "revision": None}  # which are of the other place
+    key = "data.validation_path" if conf.validation_path else "data.path"
+    return [_part(conf, SourceConf(**own), key, "data.validation_split")]
+
+
+def check_rows(conf: DataConf) -> None:
+    """Read the first rows of every source. Raises ConfigError naming file and row."""
+    for part in [*training_parts(conf), *validation_parts(conf)]:
+        wrong, seen = [], 0
+        for seen, item in enumerate(part.items(), 1):
+            if isinstance(item.example, ValueError):
+                wrong.append(f"{item.place}: {item.example}.")
+            if seen == CHECKED_ROWS:
+                break
+        if not seen:
+            raise ConfigError(f"{part.source.label} has no rows.")
+        if wrong and (conf.on_bad_row == "error" or len(wrong) == seen):
+            raise bad_rows(wrong)
+
+
+def bad_rows(sentences: list[str], more: int = 0) -> ConfigError:
+    """The first sentences, and how many further rows are like these."""
+    more += len(sentences) - NAMED
+    return ConfigError(sentences[:NAMED] + ([f"… and {more} further rows like these."] if more > 0 else []))
+
+
+def _part(conf: DataConf, own: SourceConf, key: str = "data.path", split_key: str = "data.split") -> Part:
+    return Part(own, open_source(own, key, split_key), _formatter(conf, own), own.max_rows)
+
+
+def _of_source(conf: DataConf) -> dict[str, Any]:
+    return {f.name: getattr(conf, f.name) for f in fields(SourceConf)}
+
+
+def _place_of(made: Chat | Text) -> float:
+    """A number from 0 to 1 that depends on the row's content alone."""
+    return xxh3_64(repr(made).encode("utf-8", "surrogatepass")).intdigest() / 2**64
+
+
+def formatter_digest(conf: DataConf) -> str | None:
+    """Of the text of the module that holds `data.formatter`; what that module imports is not seen."""
+    if conf.formatter is None:
+        return None
+    function = load_socket("data.formatter", conf.formatter)
+    try:
+        return xxh3_128(Path(inspect.getfile(inspect.unwrap(function))).read_bytes()).hexdigest()
+    except TypeError:
+        return repr(function)
+
+
+def _formatter(conf: DataConf, own: SourceConf) -> Callable[[Any], Any]:
+    """A row -> a row of a known format: as it stands, or as the user's own function makes it."""
     if conf.formatter is None:
         return lambda row: row
     function = load_socket("data.formatter", conf.formatter)
@@ -77,139 +188,8 @@ def _formatter(conf: DataConf) -> Callable[[Any], Any]:
         try:
             made = function(row)
         except Exception as error:  # the user's code may raise anything
-            raise ValueError(f"data.formatter={conf.formatter} failed: {type(error).__name__}: {error}") from error
-        return {conf.column: made} if isinstance(made, list) else made
+            said = " ".join(str(error).split())
+            raise ValueError(f"data.formatter={conf.formatter} failed: {type(error).__name__}: {said}") from error
+        return {own.columns.get("messages", "messages"): made} if isinstance(made, list) else made
 
     return formatted
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    """`<split>.jsonl` or `<split>.json` in `folder`. Raises ConfigError where there is neither, or both."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
-    named = [p for p in files if p.stem == split]
-    if len(named) != 1:
-        found = ", ".join(p.name for p in files) or "no .json or .jsonl file"
-        raise ConfigError(f"data.split={split}: {folder} must hold one of {split}.jsonl, {split}.json, found {found}.")
-    return named[0]
-
-
-def _read_json(path: Path) -> list[Any]:
-    """The rows of a .json list, or of a .jsonl file."""
-    if not path.is_file():
-        raise ConfigError(f"data.path={path}: there is no such file.")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line} is not UTF-8: {error.reason}.") from None
-    if not text.strip():
-        raise ConfigError(f"data.path={path} is empty.")
-    if path.suffix == ".json":
-        rows = _parse(text, path, 1)
-        if not isinstance(rows, list):
-            raise ConfigError(f"data.path={path} must hold a list of rows, found {type(rows).__name__}.")
-        return rows
-    # only \n ends a row: JSON allows the other line separators of Unicode inside a string
-    return [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {line + error.lineno - 1} is not JSON: {error.msg}.") from None
-
-
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], loss: str, max_length: int
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels (-100: not supervised) of one conversation, each at most `max_length` long.
-
-    The supervised characters are found by rendering prefixes, so templates without generation markers work:
-    an assistant turn starts where its prompt's rendering ends, and includes the end-of-turn token.
-    """
-
-    def render(part: list[dict[str, str]], prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt))
-
-    whole = render(turns)
-    spans = [(0, len(whole))]
-    if loss != "all":
-        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if loss == "completion":
-            answers = answers[-1:]
-        spans = []
-        for i in answers:
-            before, after = render(turns[:i], prompt=True), render(turns[: i + 1])
-            if not (whole.startswith(before) and whole.startswith(after)):
-                raise ValueError("the chat template renders a turn differently once others follow; set data.loss=all")
-            spans.append((len(before), len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    bos = tokenizer.bos_token_id
-    starts = [start for start, _ in encoded["offset_mapping"]]
-    labels = [
-        token if any(a <= start < b for a, b in spans) else -100 for token, start in zip(ids, starts, strict=True)
-    ]
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    if adds_bos and ids[:1] != [bos]:
-        ids, labels = [bos, *ids], [bos if loss == "all" else -100, *labels]
-    return ids[:max_length], labels[:max_length]
-
-
-def build_tokens(conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Path:
-    """The folder of the token cache, built where it is not there yet; whole or absent."""
-    rows = read_rows(conf)
-    how = getattr(tokenizer, "backend_tokenizer", None)
-    tokenization = how.to_str() if how else tokenizer.get_vocab()
-    what = [
-        CODE_VERSION,
-        rows,
-        conf.loss,
-        max_length,
-        tokenizer.chat_template,
-        tokenizer.special_tokens_map,
-        tokenization,
-    ]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-    def build(folder: Path) -> None:
-        columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-        for number, turns in rows.items():
-            try:
-                ids, labels = tokenize(tokenizer, turns, conf.loss, max_length)
-                if all(label == -100 for label in labels):
-                    raise ValueError(f"no supervised token is left within trainer.max_length={max_length}; raise it")
-            except (ValueError, TemplateError) as error:
-                raise ConfigError(f"{data_path(conf)}, row {number}: {error}.") from None
-            columns["input_ids"].append(ids)
-            columns["labels"].append(labels)
-        Dataset.from_dict(columns).save_to_disk(folder)
-
-    return build_once(cache / "tokens" / key, build)
-
-
-def open_tokens(
-    prepared: Path, conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path
-) -> Dataset:
-    """The rows that the stage prepare chose, columns input_ids and labels, whatever became of the source since.
-
-    `prepared` is the file that it left. Built again where the cache has lost them. Raises RunError where that gives
-    other rows, because the source has changed.
-    """
-    key = json.loads(prepared.read_text(encoding="utf-8"))["tokens"]
-    folder = cache / "tokens" / key
-    if not folder.is_dir():
-        built = build_tokens(conf, tokenizer, max_length, cache)
-        if built.name != key:
-            raise RunError(
-                f"{data_path(conf)} is not what it was when this run prepared its tokens, and the cache has lost them: "
-                "bring it back as it was, or begin in another run_dir."
-            )
-    return load_tokens(folder)
-
-
-def load_tokens(folder: Path) -> Dataset:
-    """Columns input_ids and labels."""
-    return load_from_disk(folder)
