@@ -24,11 +24,12 @@ from transformers import (
 )
 
 from hydratune import preflight
-from hydratune.build.data import tokenize
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
+from hydratune.build.rendering import Renderer, Tokens
 from hydratune.config.load import CONF_DIR, to_config
 from hydratune.config.schema import Config, ConfigError
+from hydratune.formats import Chat
 from hydratune.run.layout import RunDir
 from hydratune.stages import evaluate, generate, prepare, train
 
@@ -207,26 +208,18 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"  # trl's copies of what
         ("llama3_1", "completion", "An animal.<|eot_id|>"),
         ("gemma3", "assistant", "A plant.<end_of_turn>\nAn animal.<end_of_turn>\n"),
         ("gemma3", "completion", "An animal.<end_of_turn>\n"),
-        ("qwen3", "completion", "<think>\n\n</think>\n\nAn animal.<|im_end|>\n"),
+        ("qwen3", "assistant", "A plant.<|im_end|>\nAn animal.<|im_end|>\n"),
+        ("qwen3", "completion", "An animal.<|im_end|>\n"),
     ],
 )
 def test_the_models_own_template_supervises(template: str, loss: str, supervised: str, tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text()
-    ids, labels = tokenize(tokenizer, CHAT, loss, 2048)
-    assert tokenizer.decode([label for label in labels if label != -100]) == supervised
+    (row,) = Renderer(tokenizer).tokens([Chat(CHAT, 3)], loss)
+    assert isinstance(row, Tokens)
+    assert tokenizer.decode([label for label in row.labels if label != -100]) == supervised
     begins_with_bos = template != "qwen3"
-    assert ids.count(tokenizer.bos_token_id) == begins_with_bos == (ids[0] == tokenizer.bos_token_id)
-
-
-def test_qwen3_leaves_thinking_out_of_earlier_turns(tiny: Path) -> None:
-    """So its earlier answers are not what the model wrote; the options tell to type data.loss=completion."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
-    with pytest.raises(ValueError, match="renders a turn differently once others follow"):
-        tokenize(tokenizer, CHAT, "assistant", 2048)
-    for option in ("qwen3_0_6b", "qwen3_8b"):
-        assert "data.loss=completion" in (CONF_DIR / f"model/{option}.yaml").read_text().partition("\n")[0]
+    assert row.ids.count(tokenizer.bos_token_id) == begins_with_bos == (row.ids[0] == tokenizer.bos_token_id)
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "gemma3"])

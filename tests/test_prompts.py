@@ -7,7 +7,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hydratune.build.data import tokenize
+from hydratune.build.rendering import Renderer, Tokens
+from hydratune.formats import Chat
 from hydratune.stages.generate import prompt_tokens
 
 QUESTION = "What is otter number 3?"
@@ -24,8 +25,9 @@ def test_prompt_tokens_are_the_same_everywhere(tiny: Path, adds_bos: bool, rende
         )
     if renders_bos:
         tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    trained, labels = tokenize(tokenizer, TURNS, "assistant", 512)
-    prompt = trained[: next(i for i, label in enumerate(labels) if label != -100)]
+    (row,) = Renderer(tokenizer).tokens([Chat(TURNS, 1)], "assistant")
+    assert isinstance(row, Tokens)
+    prompt = row.ids[: next(i for i, label in enumerate(row.labels) if label != -100)]
     assert prompt.count(tokenizer.bos_token_id) == int(adds_bos or renders_bos)
 
     lm = HFLM(pretrained=AutoModelForCausalLM.from_pretrained(tiny), tokenizer=tokenizer, max_length=512)
@@ -35,5 +37,6 @@ def test_prompt_tokens_are_the_same_everywhere(tiny: Path, adds_bos: bool, rende
 
 def test_the_end_of_turn_is_supervised(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    _, labels = tokenize(tokenizer, TURNS, "assistant", 512)
-    assert tokenizer.decode([label for label in labels if label != -100]) == "The otter.</s>\n"
+    (row,) = Renderer(tokenizer).tokens([Chat(TURNS, 1)], "assistant")
+    assert isinstance(row, Tokens)
+    assert tokenizer.decode([label for label in row.labels if label != -100]) == "The otter.</s>\n"
