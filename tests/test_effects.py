@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
@@ -34,11 +35,14 @@ from trl import SFTConfig
 from hydratune import pipeline
 from hydratune.build import lora, peft_merge, quantization, trainer
 from hydratune.build.benchmark import build_tasks
-from hydratune.build.data import DEMO, build_tokens, load_tokens, read_rows
+from hydratune.build.data import training_parts
 from hydratune.build.hardware import resolve
 from hydratune.build.model import load_model, load_tokenizer
 from hydratune.build.quantization import four_bit_modules
 from hydratune.build.source import gguf_path, locate
+from hydratune.build.sources import DEMO
+from hydratune.build.store import Prepared
+from hydratune.build.tokens import build_tokens
 from hydratune.build.tracking import set_up_tracking
 from hydratune.config.load import FREE, cache_dir, config_hash
 from hydratune.config.rules import broken_rules
@@ -47,7 +51,7 @@ from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.config.typed import Typed
 from hydratune.config.values import schema_keys, value_problem, value_problems
 from hydratune.run.layout import RunDir, write_json
-from hydratune.stages import evaluate, generate, merge, prepare
+from hydratune.stages import evaluate, generate, merge, prepare, train
 
 CODE = """
 from transformers import TrainerCallback
@@ -138,12 +142,32 @@ def rendered(config: Config, bench: Bench) -> str:
 
 
 def rows_of(config: Config, bench: Bench) -> Any:
-    return read_rows(config.data)
+    return [repr(item.example) for part in training_parts(config.data) for item in part.items()]
 
 
 def tokens_of(config: Config, bench: Bench) -> Any:
+    """The training and validation rows as the trainer takes them, or why there are none."""
     tokenizer = load_tokenizer(config.model, bench.tiny)
-    return load_tokens(build_tokens(config.data, tokenizer, config.trainer.max_length, bench.new)).to_dict()
+    try:
+        prepared = Prepared(build_tokens(config.data, tokenizer, config.trainer.max_length, bench.new))
+    except ConfigError as error:
+        return error.sentences
+    return list(prepared.training), list(prepared.validation or [])
+
+
+def asked_of_the_hub(config: Config, bench: Bench) -> Any:
+    calls: list[Any] = []
+    with bench.patch.context() as patched:
+        rows = Dataset.from_list([{"messages": []}])
+        patched.setattr("hydratune.build.sources.load_dataset", lambda *a, **o: (calls.append((a, o)), rows)[1])
+        training_parts(config.data)
+    return calls
+
+
+def lines_of_a_batch(config: Config, bench: Bench) -> Any:
+    """Shape of a batch of two rows."""
+    collate = train._collator(config, resolve(config), 0)
+    return collate([{"input_ids": [1], "labels": [1]}, {"input_ids": [1, 2], "labels": [1, 2]}])["input_ids"].shape
 
 
 def written(pattern: str) -> Probe:
@@ -157,7 +181,7 @@ def written(pattern: str) -> Probe:
 
 
 def root_of_tokens(config: Config, bench: Bench) -> str:
-    (found,) = written("dataset_info.json")(config, bench)
+    (found,) = written("training.arrow")(config, bench)
     return Path(found).parts[0]
 
 
@@ -269,6 +293,7 @@ def environment_of(name: str) -> Probe:
 
 
 PREPARE = {"run_dir": "NEW/run", "cache_dir": "NEW/cache", "stages": ["prepare"]}
+HELD_OUT = {"data.validation_share": 0.5}
 NF4, INT8 = {"quantization.kind": "nf4"}, {"quantization.kind": "int8"}
 QLORA = {**NF4, "cache_dir": "NEW/cache"}
 HUB = {"model.name_or_path": "some/model"}
@@ -330,15 +355,33 @@ EFFECTS = {
     "lora.extra": Effect({}, {"exclude_modules": ["lm_head"]}, of_lora("exclude_modules")),
     "data.path": Effect("FILES/rows.jsonl", "FILES/splits/test.jsonl", rows_of),
     "data.split": Effect("train", "test", rows_of, {"data.path": "FILES/splits"}),
-    "data.column": Effect("messages", "turns", rows_of),
+    "data.name": Effect("one", "two", asked_of_the_hub, {"data.path": "some/rows"}),
+    "data.revision": Effect("main", "v2", asked_of_the_hub, {"data.path": "some/rows"}),
+    "data.format": Effect("auto", "alpaca", rows_of),
+    "data.columns": Effect({}, {"messages": "turns"}, rows_of),
+    "data.mix": Effect(
+        [{"path": "FILES/rows.jsonl"}], [{"path": "FILES/rows.jsonl", "max_rows": 1}], rows_of, {"data.path": None}
+    ),
+    "data.validation_path": Effect(None, "FILES/splits/test.jsonl", tokens_of),
+    "data.validation_split": Effect(None, "test", tokens_of, {"data.path": "FILES/splits"}),
+    "data.validation_share": Effect(None, 0.5, tokens_of),
+    "data.on_long_row": Effect("cut", "error", tokens_of, {"trainer.max_length": 40}),
+    "data.on_bad_row": Effect("error", "skip", tokens_of, {"data.path": "FILES/bad.jsonl"}),
+    "data.max_bad_share": Effect(
+        0.01, 0.9, tokens_of, {"data.path": "FILES/bad.jsonl", "data.on_bad_row": "skip"}
+    ),
+    "data.packing": Effect(False, True, tokens_of),
+    "data.padding_free": Effect(False, True, lines_of_a_batch),
     "data.formatter": Effect(None, "effects_code:shout", rows_of),
     "data.loss": Effect("assistant", "all", tokens_of),
     "data.max_rows": Effect(None, 2, rows_of),
-    "data.shuffle_seed": Effect(None, 1, lambda config, bench: list(read_rows(config.data))),
+    "data.shuffle_seed": Effect(None, 1, tokens_of),
     "trainer.max_length": Effect(512, 40, tokens_of),
     "trainer.max_steps": Effect(-1, 5, sft("max_steps"), same=True),
     "trainer.num_train_epochs": Effect(1.0, 2.0, sft("num_train_epochs"), same=True),
     "trainer.per_device_train_batch_size": Effect(2, 4, sft("per_device_train_batch_size"), same=True),
+    "trainer.per_device_eval_batch_size": Effect(8, 4, sft("per_device_eval_batch_size"), HELD_OUT, same=True),
+    "trainer.eval_steps": Effect(None, 5, sft("eval_steps"), HELD_OUT, same=True),
     "trainer.gradient_accumulation_steps": Effect(1, 2, sft("gradient_accumulation_steps"), same=True),
     "trainer.learning_rate": Effect(2e-4, 1e-3, sft("learning_rate"), same=True),
     "trainer.lr_scheduler_type": Effect("cosine", "linear", sft("lr_scheduler_type"), same=True),
@@ -421,6 +464,7 @@ def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     nouns = ["otter", "fern", "bread", "violin", "harbour", "shoulder"]
     put_rows(folder / "rows.jsonl", nouns)
     put_rows(folder / "splits/train.jsonl", nouns[:2])
+    (folder / "bad.jsonl").write_text((folder / "rows.jsonl").read_text() + '\n{"messages": []}\n')
     put_rows(folder / "splits/test.jsonl", nouns[2:])
     (folder / "tasks").mkdir()
     shutil.copy(DEMO / "task.py", folder / "tasks")
@@ -453,6 +497,8 @@ def configured(effect: Effect, key: str, value: Any, bench: Bench) -> Config:
     def filled(one: Any) -> Any:
         if isinstance(one, str):
             return one.replace("FILES", str(bench.files)).replace("NEW", str(bench.new))
+        if isinstance(one, dict):
+            return {name: filled(part) for name, part in one.items()}
         return [filled(part) for part in one] if isinstance(one, list) else deepcopy(one)
 
     config = Config()

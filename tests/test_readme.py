@@ -21,10 +21,16 @@ SHOWN = re.findall(r"```\n\$ hydratune (.*)\n((?:.*\n)*?)```", README.read_text(
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(SHOWN) == 2
+    assert len(SHOWN) == 3
 
 
-@pytest.mark.parametrize(("typed", "said"), SHOWN, ids=[typed.split()[0] for typed, _ in SHOWN])
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        pytest.param(*one, id=one[0].split()[0], marks=[pytest.mark.slow] if one[0].startswith("data") else [])
+        for one in SHOWN
+    ],
+)
 def test_what_is_shown_is_what_is_said(typed: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "mine/experiment/x.yaml").write_text(MINE)

@@ -11,15 +11,18 @@ from hydra import compose, initialize_config_dir
 from peft import prepare_model_for_kbit_training
 from tokenizers.processors import TemplateProcessing
 
-from hydratune.build.data import read_rows, tokenize
 from hydratune.build.hardware import Hardware, resolve
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_tokenizer
 from hydratune.build.quantization import build_quantization
+from hydratune.build.rendering import Renderer, Tokens
+from hydratune.build.store import Prepared
+from hydratune.build.tokens import build_tokens
 from hydratune.build.trainer import build_trainer_args
 from hydratune.config.load import CONF_DIR, to_config
 from hydratune.config.rules import broken_rules
 from hydratune.config.schema import ModelConf
+from hydratune.formats import Chat
 from hydratune.run.layout import RunDir
 from hydratune.stages import prepare as prepare_stage
 from hydratune.stages import train
@@ -96,9 +99,10 @@ def test_one_beginning_of_sequence(recipe, tiny):
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
-    ids, labels = tokenize(tokenizer, turns, recipe.data.loss, recipe.trainer.max_length)
-    assert tokenizer.decode(ids) == "<s><|user|>\nHello?</s>\n<|assistant|>\nHello.</s>\n"
-    assert labels == ids
+    (row,) = Renderer(tokenizer).tokens([Chat(turns, 1)], recipe.data.loss)
+    assert isinstance(row, Tokens)
+    assert tokenizer.decode(row.ids) == "<s><|user|>\nHello?</s>\n<|assistant|>\nHello.</s>\n"
+    assert row.labels == row.ids
 
 
 def test_what_float16_trains_is_float32(recipe, tiny, rows, tmp_path, monkeypatch):
@@ -136,11 +140,14 @@ def test_chat_template(tiny):
     assert prompt == "<|system|>\nBe brief.</s>\n<|user|>\nHello?</s>\n<|assistant|>\n"
 
 
-def test_the_rows_are_those_of_datasets_own_shuffle(recipe, rows):
+def test_the_rows_are_those_of_datasets_own_shuffle(recipe, rows, tiny, tmp_path):
     whole = Dataset.from_json(str(rows))
     recipe.data.path, recipe.data.split, recipe.data.max_rows = str(rows), "train", 10
-    ours = list(read_rows(recipe.data).values())
-    assert ours == whole.shuffle(seed=42).select(range(10))["messages"] != whole.select(range(10))["messages"]
+    tokenizer = load_tokenizer(ModelConf(), str(tiny))
+    ours = Prepared(build_tokens(recipe.data, tokenizer, 512, tmp_path)).rows["input_ids"]
+    theirs, first = whole.shuffle(seed=42).select(range(10))["messages"], whole.select(range(10))["messages"]
+    assert list(ours) == [tokenizer.apply_chat_template(turns)["input_ids"] for turns in theirs]
+    assert list(theirs) != list(first)
 
 
 def test_auto_on_a_gpu_is_what_the_recipe_says(recipe, monkeypatch):

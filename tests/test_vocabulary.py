@@ -26,4 +26,4 @@ def test_the_class_has_the_groups_name(name: str) -> None:
 
 
 def test_every_stage_has_its_file() -> None:
-    assert set(STAGES) == {path.stem for path in (SRC / "stages").glob("*.py")} - {"__init__"}
+    assert {*STAGES, "data"} == {path.stem for path in (SRC / "stages").glob("*.py")} - {"__init__"}

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -16,7 +17,7 @@ from hydratune.config.diagnose import diagnose, looks_wrong, refuse_mistakes
 from hydratune.config.hydras_own import in_one_line
 from hydratune.config.load import CONF_DIR
 from hydratune.config.saved import settled
-from hydratune.config.schema import ConfigError, RunError
+from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
 from hydratune.config.typed import Typed, split_arguments
 
@@ -79,6 +80,10 @@ def _run(composed: DictConfig, typed: Typed) -> float | None:
         from hydratune.run.signals import handled, stop
 
         config = settled(composed, typed)
+        if typed.rows is not None:
+            preflight.check(config, ["prepare"])
+            _show_rows(config, typed.rows)
+            return None
         pipeline.check_inputs(config)
         sys.argv[1:] = [redacted_override(word) for word in sys.argv[1:]]  # which a tracker records
         try:
@@ -90,6 +95,14 @@ def _run(composed: DictConfig, typed: Typed) -> float | None:
         except Exception:  # a crash: Hydra would print the overrides with it, and secrets among them
             traceback.print_exc()
             sys.exit(1)
+
+
+def _show_rows(config: Config, numbers: list[int]) -> None:
+    from hydratune.run.console import quiet
+    from hydratune.stages.data import show
+
+    with quiet(Path(os.devnull)):
+        show(config, numbers)
 
 
 @contextmanager

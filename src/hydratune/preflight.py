@@ -15,6 +15,7 @@ from hydratune.config.load import cache_dir
 from hydratune.config.schema import STAGES, Config, ConfigError, ModelConf
 from hydratune.config.values import suggestion
 from hydratune.hints import fits, words
+from hydratune.preflight_data import check_data, check_rendered
 
 # what decides which modules an adapter gets, whatever its rank
 ADAPTED = tuple(
@@ -75,12 +76,6 @@ def _hardware(config: Config) -> None:
     resolve(config)
 
 
-def _data(config: Config) -> None:
-    from hydratune.build.data import read_rows
-
-    read_rows(config.data)
-
-
 def _model(config: Config) -> None:
     """The model's configuration and tokenizer."""
     from hydratune.build.model import load_tokenizer
@@ -89,6 +84,28 @@ def _model(config: Config) -> None:
     source, gguf = locate(config.model, cache_dir(config))
     _settings(json.dumps(asdict(config.model)), str(cache_dir(config)))
     load_tokenizer(config.model, source, **gguf)
+
+
+def _asked(config: Config) -> None:
+    """What generate needs of the base: nothing where the merged model answers alone, and has its tokenizer."""
+    merged = Path(config.run_dir or "") / "merged" / "tokenizer_config.json"
+    if set(config.generate.models) != {"merged"} or not merged.is_file():
+        _model(config)
+
+
+def _packed(config: Config) -> None:
+    """That the model can tell packed rows by their positions, as far as its signature shows; train proves the rest."""
+    if not (config.data.packing or config.data.padding_free):
+        return
+    try:
+        model = _skeleton(json.dumps(asdict(config.model)), str(cache_dir(config)))
+    except ConfigError:
+        return  # said by _model
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"{type(model).__name__} knows no position_ids, so packed rows would see one another: set data.packing=false "
+            "and data.padding_free=false."
+        )
 
 
 @cache
@@ -230,16 +247,19 @@ def _tasks(config: Config) -> None:
         raise ConfigError(wrong)
 
 
-LOADING = ("prepare", "train", "evaluate", "generate")  # stages that begin with the model or its tokenizer
+LOADING = ("prepare", "train", "evaluate")  # stages that begin with the model or its tokenizer
 # each step, the groups or keys that its answer depends on, and the stages that need it
 STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], ...] = (
     (_hardware, ("model", "quantization", "lora", "trainer"), STAGES),
-    (_data, ("data",), ("prepare",)),
+    (check_data, ("data",), ("prepare",)),
     (_model, ("model",), LOADING),
+    (check_rendered, ("model", "data", "trainer.max_length"), ("prepare",)),
+    (_packed, ("model", "data.packing", "data.padding_free"), ("train",)),
     (_adapter, ("model", "quantization", "merge.method", *ADAPTED), ("train",)),
     (_options, ("model", "quantization", "lora", "trainer"), ("train",)),
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),
     (_tasks, ("benchmark",), ("evaluate",)),
+    (_asked, ("model", "generate.models", "run_dir"), ("generate",)),
     (_prompts, ("generate",), ("generate",)),
 )

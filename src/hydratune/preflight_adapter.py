@@ -1,5 +1,6 @@
 """The adapter against the model's modules and the base's files, without weights."""
 
+import json
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,15 +17,21 @@ def check_adapter(config: Config, model: Any) -> None:
     `model` has no weights. Raises ConfigError.
     """
     import torch
-    from peft.tuners.lora import LoraModel
+    from peft import get_peft_model
 
     from hydratune.build.lora import build_lora
+    from hydratune.build.safetensors_folder import stored_quantized
+    from hydratune.build.source import locate
 
     lora, skipped = config.lora, config.quantization.llm_int8_skip_modules or []
     try:
         built = build_lora(lora)
     except (TypeError, ValueError):
         return  # the check of the library's options says it
+    quantized = getattr(model.config, "quantization_config", None)
+    source, gguf = locate(config.model, cache_dir(config))
+    if quantized and not gguf:
+        raise ConfigError(stored_quantized(source))
     names = [name for name, _ in model.named_modules()]
 
     def ends(name: str) -> bool:
@@ -55,12 +62,13 @@ def check_adapter(config: Config, model: Any) -> None:
     if not wrong and built is not None:
         try:
             with torch.device("meta"):
-                adapted = LoraModel(deepcopy(model), built, "default").targeted_module_names
+                tuned: Any = get_peft_model(deepcopy(model), built)
         except (TypeError, ValueError, re.error) as error:
             said = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
             wrong.append(f"lora.target_modules={lora.target_modules}: {said}; {has}.")
         else:
-            wrong += _not_mergeable(config, adapted)
+            adapted = tuned.base_model.targeted_module_names
+            wrong += _not_mergeable(config, model, tuned)
             beside = _beside_the_text(model, adapted)
             if beside:
                 wrong.append(
@@ -71,22 +79,50 @@ def check_adapter(config: Config, model: Any) -> None:
         raise ConfigError(wrong)
 
 
-def _not_mergeable(config: Config, adapted: Sequence[str]) -> list[str]:
-    """That a weight which will be trained has no tensor of its own in the base's files, as far as those are here."""
-    from hydratune.build.safetensors_folder import SafetensorsFolder
+def _not_mergeable(config: Config, model: Any, tuned: Any) -> list[str]:
+    """That what will be trained can't be merged in the way that is asked for, as far as the base's files are here."""
+    from peft import get_peft_model_state_dict
+
+    from hydratune.build.blueprint import blueprint_of
+    from hydratune.build.merge_plan import plan
+    from hydratune.build.mergeable import Described, not_by_peft, unmergeable
+
+    state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    adapter = Described(tuned.peft_config["default"].to_dict(), {name: tuple(t.shape) for name, t in state.items()})
+    known = blueprint_of(model)
+    refused = unmergeable(adapter, known.parameters)
+    if refused is None and config.merge.method == "peft":
+        refused = not_by_peft(adapter, known, resized=False)
+    if refused:
+        return [refused] if "merge" in config.stages else []
+    if config.merge.method == "stream":
+        try:
+            plan(adapter, _base(config, model), lambda *_: False)
+        except RunError as error:
+            return [str(error)]
+    return []
+
+
+def _base(config: Config, model: Any) -> Any:
+    """The base's tensors by their stored names, where its files or their index are on this machine, else by the model's.
+
+    Raises RunError where those files are of no kind that can be merged.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    from hydratune.build.blueprint import blueprint_of
+    from hydratune.build.safetensors_folder import INDEX, SafetensorsFolder
     from hydratune.build.source import locate
 
     source, gguf = locate(config.model, cache_dir(config))
-    if config.merge.method == "peft" or gguf or not Path(source).is_dir():
-        return []
-    try:
-        base = SafetensorsFolder(Path(source))
-    except RunError as error:
-        return [str(error)]
-    lost = [name for name in adapted if base.find(f"{name}.weight") is None and f"{name}.weight" != base.head]
-    if not lost:
-        return []
-    return [f"{len(lost)} adapted modules, such as {lost[0]}, can't be merged tensor by tensor: set merge.method=peft."]
+    if gguf:  # saved from the model, before training
+        return SafetensorsFolder.of_model(model)
+    if Path(source).is_dir():
+        return SafetensorsFolder(Path(source), known=blueprint_of(model))
+    cached = try_to_load_from_cache(source, INDEX, revision=config.model.revision)
+    if not isinstance(cached, str):
+        return SafetensorsFolder.of_model(model)
+    return SafetensorsFolder.of_model(model, json.loads(Path(cached).read_text(encoding="utf-8"))["weight_map"])
 
 
 def _beside_the_text(model: Any, adapted: Sequence[str]) -> list[str]:

@@ -53,7 +53,7 @@ TRL = [
 LIBRARY_CASES = (
     "+trainer.extra.adam_beta=0.9",
     "lora.target_modules=[q_prj]",
-    "data.column=turns",
+    "+data.columns.messages=turns",
     "benchmark.tasks=[demo_categry]",
 )
 # what any tool that asks these libraries has to import; lm_eval where a task is asked for

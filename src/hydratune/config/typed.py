@@ -22,6 +22,7 @@ class Typed:
     completes: bool = False  # asked by a shell, with words that are not overrides
     asked: list[str] | None = None  # what `explain` is to explain; None without it
     from_run: str | None = None
+    rows: list[int] | None = None  # that `data` is to show; None without it
     rest: list[str] = field(default_factory=list)
 
     def without(self, words: list[str]) -> "Typed":
@@ -43,7 +44,7 @@ def split_arguments(arguments: list[str]) -> Typed:
     if known.config_dir and not Path(known.config_dir).is_dir():
         raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
     overrides, asked = _take_explain(list(known.overrides))
-    overrides = _take_generate(overrides)
+    overrides, rows = _take_data(_take_generate(overrides))
     # Hydra's own parser takes overrides on one side of its options only
     rest = [argument for argument in arguments if argument not in known.overrides] + overrides
     # Hydra ignores a launcher without -m; a sweep of one is what was meant
@@ -56,6 +57,7 @@ def split_arguments(arguments: list[str]) -> Typed:
         completes=known.shell_completion,
         asked=asked,
         from_run=from_run,
+        rows=rows,
         rest=["--multirun", *rest] if launched else rest,
     )
 
@@ -80,6 +82,17 @@ def _take_explain(words: list[str]) -> tuple[list[str], list[str] | None]:
     return [word for word in words if word not in bare], bare[1:]
 
 
+def _take_data(words: list[str]) -> tuple[list[str], list[int] | None]:
+    """The overrides, and the numbers of the rows to show, which are the words that set nothing."""
+    bare = [word for word in words if not OVERRIDE.match(word)]
+    if bare[:1] != ["data"]:
+        return words, None
+    for word in bare[1:]:
+        if not word.isdecimal() or int(word) == 0:
+            raise ConfigError(f"hydratune data takes numbers of rows, from 1, and KEY=VALUE, found {word!r}.")
+    return [word for word in words if word not in bare] + ["stages=[prepare]"], [int(word) for word in bare[1:]]
+
+
 def _take_generate(words: list[str]) -> list[str]:
     """`generate`, prompts and overrides, as overrides alone; without a prompt, standard input where it is no terminal."""
     prompts = [word for word in words if not OVERRIDE.match(word)]
@@ -92,7 +105,12 @@ def _take_generate(words: list[str]) -> list[str]:
 
     if prompts[1:]:
         overrides.append(f"generate.prompts=[{','.join(_quoted(prompt) for prompt in prompts[1:])}]")
-    elif not names("generate.prompts") and not names("generate.file") and sys.stdin and not sys.stdin.isatty():
+    elif (
+        not names("generate.prompts")
+        and not names("generate.file")
+        and not {"-h", "--help"} & set(sys.argv)
+        and _piped()
+    ):
         overrides.append("generate.file=-")
     # what a saved run was asked before is not asked again beside it
     if names("generate.prompts") and not names("generate.file"):
@@ -100,6 +118,13 @@ def _take_generate(words: list[str]) -> list[str]:
     elif names("generate.file") and not names("generate.prompts"):
         overrides.append("generate.prompts=[]")
     return [*overrides, "stages=[generate]"]
+
+
+def _piped() -> bool:
+    """Whether there is anything to read from standard input, which is no terminal: schedulers leave it empty."""
+    from hydratune.build.prompts import standard_input
+
+    return bool(sys.stdin and not sys.stdin.isatty() and standard_input().strip())
 
 
 def _quoted(text: str) -> str:

@@ -18,7 +18,7 @@ from hydratune.hints import fits, words
 OWNED = {
     "output_dir": "run_dir", "seed": "seed", "data_seed": "seed", "report_to": "tracking.kind", "run_name": "name",
     "bf16": "trainer.precision", "fp16": "trainer.precision", "assistant_only_loss": "data.loss",
-    "completion_only_loss": "data.loss", "dataset_text_field": "data.column", "model_init_kwargs": "model",
+    "completion_only_loss": "data.loss", "dataset_text_field": "data.columns", "model_init_kwargs": "model",
     "quantization_config": "quantization", "torch_dtype": "model.dtype", "load_in_4bit": "quantization.kind",
     "load_in_8bit": "quantization.kind", "bnb_4bit_quant_type": "quantization.kind",
     "pretrained_model_name_or_path": "model.name_or_path", "activation_checkpointing": "trainer.gradient_checkpointing",
@@ -30,30 +30,27 @@ OWNED = {
     "logging_nan_inf_filter": "hydratune, which stops at a loss that is not finite",
     "hub_token": "the environment, as HF_TOKEN", "subfolder": "model.name_or_path", "peft_type": "lora.kind",
     "base_model_name_or_path": "model.name_or_path", "use_safetensors": "hydratune, which loads nothing else",
+    "packing": "data.packing", "padding_free": "data.padding_free", "eval_strategy": "trainer.eval_steps",
+    "remove_unused_columns": "hydratune, whose rows have columns that its collator reads",
+    "prediction_loss_only": "hydratune, which keeps no logits",
     "weights_only": "hydratune, which loads safetensors alone", "inference_mode": "hydratune",
 }  # fmt: skip
-# options of SFTConfig that its trainer would never read: prepare makes the tokens, and no rows are held out
+# options of SFTConfig that its trainer would never read: prepare makes the tokens
 UNREAD = (
-    "packing",
     "packing_strategy",
-    "padding_free",
     "eval_packing",
     "truncation_mode",
     "dataset_num_proc",
     "chat_template_path",
     "eos_token",
-    "eval_strategy",
-    "eval_steps",
     "eval_delay",
     "eval_on_start",
-    "per_device_eval_batch_size",
     "load_best_model_at_end",
     "metric_for_best_model",
     "greater_is_better",
     "do_train",
     "do_eval",
     "do_predict",
-    "prediction_loss_only",
     "shuffle_dataset",
     "auto_mapping",
 )
@@ -176,7 +173,7 @@ def _extra_problem(mapping: str, name: str) -> str | None:
     if name in FETCHES_CODE:
         return f"{mapping}.{name} would fetch and run code: leave it out"
     if name in UNREAD:
-        return f"{mapping}.{name} would have no effect: prepare makes the tokens, and no rows are held out"
+        return f"{mapping}.{name} would have no effect: prepare makes the tokens"
     return None
 
 

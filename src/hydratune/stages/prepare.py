@@ -1,11 +1,14 @@
-"""Build the token cache: on a CPU, without weights."""
+"""Build the token cache and pass the data gate: on a CPU, without weights."""
 
 from typing import Any
 
-from hydratune.build.data import build_tokens, load_tokens
+from hydratune.build.gate import course, findings, table
 from hydratune.build.hardware import Hardware
+from hydratune.build.leaks import leaks
 from hydratune.build.model import load_tokenizer
 from hydratune.build.source import model_source
+from hydratune.build.store import Prepared
+from hydratune.build.tokens import build_tokens
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import say
@@ -13,13 +16,24 @@ from hydratune.run.layout import RunDir, write_json
 
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
-    """Metrics: rows, tokens and supervised tokens."""
+    """Writes prepared.json. Metrics: rows, tokens, supervised tokens; under `findings` what may be a mistake."""
     cache = cache_dir(config)
-    tokenizer = load_tokenizer(config.model, model_source(config.model, cache))
-    folder = build_tokens(config.data, tokenizer, config.trainer.max_length, cache)
-    write_json(run.prepared, {"tokens": folder.name})
-    tokens = load_tokens(folder)
-    supervised = sum(label != -100 for labels in tokens["labels"] for label in labels)
-    total = sum(len(ids) for ids in tokens["input_ids"])
-    say(f"  {len(tokens)} rows, {total} tokens, {supervised} of them supervised")
-    return {"prepare/rows": len(tokens), "prepare/tokens": total, "prepare/supervised_tokens": supervised}
+    source = model_source(config.model, cache)
+    tokenizer = load_tokenizer(config.model, source)
+
+    def waiting(holder: str) -> None:
+        say(f"  waiting for {holder}, which prepares the same rows")
+
+    folder = build_tokens(config.data, tokenizer, config.trainer.max_length, cache, waiting)
+    prepared = Prepared(folder)
+    ahead = course(config, prepared.report)
+    for line in table(prepared.report, ahead):
+        say(f"  {line}")
+    said = [*findings(config, prepared.report, ahead, tokenizer, source), *leaks(config, prepared, tokenizer, cache)]
+    for sentence in said:
+        say(f"  warning: {sentence}")
+    write_json(run.prepared, {"tokens": folder.name, **prepared.report})
+    training = prepared.report["training"]
+    metrics: dict[str, Any] = {f"prepare/{name}": training[name] for name in ("rows", "tokens", "supervised_tokens")}
+    metrics["prepare/validation_rows"] = prepared.report.get("validation", {}).get("rows", 0)
+    return metrics | {"findings": said}

@@ -13,16 +13,16 @@ from typing import Any, cast
 import torch
 from peft import prepare_model_for_kbit_training
 from transformers import TrainerCallback, set_seed
-from trl import SFTTrainer
 
-from hydratune.build.data import open_tokens
+from hydratune.build.collate import Collator, separates
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer
 from hydratune.build.quantization import four_bit_modules
 from hydratune.build.source import model_source
+from hydratune.build.tokens import open_tokens
 from hydratune.build.tracking import finish_tracking, set_up_tracking
-from hydratune.build.trainer import build_trainer_args, load_callbacks
+from hydratune.build.trainer import Trainer, build_trainer_args, load_callbacks
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import on_terminal, progress, say
@@ -47,9 +47,12 @@ class _Progress(TrainerCallback):
         return self.before + time.monotonic() - self.began
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        done, total = state.global_step, state.max_steps
+        if logs and "eval_loss" in logs:
+            append_log(self.run.train_log, {"step": done, "eval_loss": logs["eval_loss"]})
+            say(f"  step {done}/{total}  validation loss {logs['eval_loss']:.4f}")
         if not logs or "loss" not in logs:
             return
-        done, total = state.global_step, state.max_steps
         if not math.isfinite(logs["loss"]):
             raise RunError(
                 f"The loss is {logs['loss']} at step {done}: lower trainer.learning_rate, in another run_dir."
@@ -79,27 +82,36 @@ class _Progress(TrainerCallback):
         self.signal = number
 
 
-def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer:
+def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> Trainer:
     """The model in its settled form, in a trainer that has not started."""
     set_seed(config.seed)
     set_up_tracking(config.tracking, run.root)
     cache = cache_dir(config)
     source = model_source(config.model, cache)
     tokenizer = load_tokenizer(config.model, source)
-    tokens = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache)
+    prepared = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache)
     model = load_model(config.model, source, hardware, config.quantization)
     if config.quantization.kind != "none":
         write_json(run.quantized, {"modules": four_bit_modules(model)})
         # the trainer switches checkpointing on itself
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    trainer = SFTTrainer(
+    collator = _collator(config, hardware, tokenizer.pad_token_id)
+    trainer = Trainer(
         model=model,
         args=build_trainer_args(config, hardware, run.checkpoints),
-        train_dataset=tokens,
+        data_collator=collator,
+        train_dataset=prepared.training,
+        eval_dataset=prepared.validation,
         processing_class=tokenizer,
         peft_config=build_lora(config.lora),
         callbacks=load_callbacks(config.trainer),
     )
+    with trainer.accelerator.autocast():  # of a model whose parts have different types
+        if collator.separate and not separates(cast(torch.nn.Module, trainer.model), collator):
+            raise RunError(
+                f"In this model, with attention {hardware.attn_implementation}, packed rows see one another: set "
+                "data.packing=false and data.padding_free=false."
+            )
     if hardware.precision != "bfloat16":
         # trl casts the adapter of a quantized model to bfloat16 whatever the precision is; fp16's loss
         # scaling needs float32 weights, and float32 training should keep what it learns
@@ -107,6 +119,12 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> SFTTrainer
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
     return trainer
+
+
+def _collator(config: Config, hardware: Hardware, pad_token_id: int) -> Collator:
+    packing, padding_free = config.data.packing, config.data.padding_free
+    one_line = padding_free or (packing and hardware.attn_implementation == "flash_attention_2")
+    return Collator(pad_token_id, separate=packing or padding_free, flatten=one_line)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -134,9 +152,13 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
         say(f"  going on from {last.name}")
     with handled(watcher.handle):
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    finish_tracking(config.tracking)
     state = trainer.state
-    if watcher.signal and state.global_step < state.max_steps:
+    stopped = bool(watcher.signal) and state.global_step < state.max_steps
+    validation = {}
+    if trainer.eval_dataset is not None and not stopped:
+        validation = {"train/validation_loss": _last_validation(trainer)}
+    finish_tracking(config.tracking)
+    if stopped:
         say(f"  {signal.Signals(watcher.signal).name}: saved at step {state.global_step}; the same command goes on")
         sys.exit(SAVED)
     target = run.merged if config.lora.kind == "none" else run.adapter
@@ -147,4 +169,13 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
         "train/loss": losses[-1] if losses else result.training_loss,
         "train/steps": state.global_step,
         "train/seconds": round(watcher.seconds, 1),
+        **validation,
     }
+
+
+def _last_validation(trainer: Trainer) -> float:
+    """The loss on the validation rows after the last step."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return float(entry["eval_loss"])
+    return float(trainer.evaluate()["eval_loss"])
