@@ -53,7 +53,7 @@ class Renderer:
         bos = tokenizer.bos_token_id
         self.bos = bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.special = tuple(sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True))
+        self.special = tuple(sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True))
         self.one = "|".join(map(re.escape, self.special)) or "(?!)"
         self.stop_here, self.stop_last = re.compile(rf"\s*({self.one})(\s*)"), re.compile(rf"\s*(?:{self.one})\s*$")
 
@@ -77,7 +77,7 @@ class Renderer:
 
     @property
     def stop(self) -> str | None:
-        """The special token that ends an assistant's turn: the last of Cohere's two, the first where a line lies between."""
+        """The special token that ends an assistant's turn, the second where two do in a row; None where none does."""
         found = re.match(rf"\s*(?:{self.one})*({self.one})", self._probe[1])
         return found[1] if found else None
 
@@ -169,7 +169,7 @@ class Renderer:
         """Each of the assistant's turns -> its characters; None where marks can't tell."""
         parts = MARK.split(marked)  # text, number, text, number, ..., text
         said_elsewhere = any(turn.keys() & {"tool_calls", "reasoning_content"} for turn in chat.messages)
-        if said_elsewhere or parts[1::2] != [str(n) for n in turns]:
+        if said_elsewhere or parts[1::2] != [str(n) for n in turns] or not text.startswith(parts[0]):
             return None
         lead, spans, at = self._probe[0], {}, 0
         for n, before, after in zip(turns, parts[0::2], parts[2::2], strict=False):
@@ -208,7 +208,7 @@ class Renderer:
             if chat.messages[n].get("tool_calls") and words.strip() in ("", content.strip()):
                 raise ValueError("the chat template leaves out its tool_calls: set another model.chat_template")
             past = past[: len(past) - len(alone) + len(words)]
-            at = len(past) if last else self._words_end(text, start, words, content)
+            at = self._words_end(text, start, words, content)
             spans[n] = start, self._end(text, at)
         return spans
 
