@@ -19,7 +19,7 @@ from hydratune.config.secrets import redacted_override
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
-from hydratune.run.table import comparison_table, samples_text
+from hydratune.run.table import certificate_text, comparison_table, samples_text
 
 
 def run(config: Config, typed: list[str]) -> float | None:
@@ -52,6 +52,9 @@ def run(config: Config, typed: list[str]) -> float | None:
     comparison = run_dir.benchmark / "comparison.json"
     if "evaluate" in config.stages and comparison.is_file():
         say("\n" + comparison_table(json.loads(comparison.read_text())))
+    certificate = run_dir.root / "merge_report.json"
+    if "merge" in config.stages and certificate.is_file():
+        say("\n" + certificate_text(json.loads(certificate.read_text(encoding="utf-8"))))
     if finished and "generate" in config.stages and run_dir.samples.is_file():
         say("\n" + samples_text([json.loads(line) for line in run_dir.samples.read_text().splitlines()]))
     say(f"\nrun directory: {config.run_dir}")
@@ -180,7 +183,13 @@ def _run_stages(config: Config, run_dir: RunDir) -> None:
             with _disk_errors(stage, run_dir):
                 metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, hardware)
         seconds = time.monotonic() - start
-        facts |= {"status": "done", "seconds": round(seconds, 2), "metrics": metrics, "hardware": asdict(hardware)}
+        said = {"findings": metrics.pop("findings")} if "findings" in metrics else {}
+        facts |= {
+            "status": "done",
+            "seconds": round(seconds, 2),
+            "metrics": metrics,
+            "hardware": asdict(hardware),
+        } | said
         receipt.write(run_dir, stage, facts | {"outputs": run_dir.written_since(began)})
         say(f"{stage:9} done in {seconds:.0f} s")
 

@@ -18,18 +18,10 @@ from hydratune.hints import fits, words
 from hydratune.preflight_data import check_data, check_rendered
 
 # what decides which modules an adapter gets, whatever its rank
-ADAPTED = tuple(
-    f"lora.{name}"
-    for name in (
-        "kind",
-        "target_modules",
-        "modules_to_save",
-        "layers_to_transform",
-        "rank_pattern",
-        "alpha_pattern",
-        "extra",
-    )
-)
+ADAPTED = (
+    "lora.kind", "lora.bias", "lora.use_dora", "lora.init_lora_weights", "lora.target_modules", "lora.modules_to_save",
+    "lora.layers_to_transform", "lora.rank_pattern", "lora.alpha_pattern", "lora.extra",
+)  # fmt: skip
 
 
 def check(config: Config, stages: list[str]) -> None:
@@ -255,7 +247,7 @@ STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], 
     (_model, ("model",), LOADING),
     (check_rendered, ("model", "data", "trainer.max_length"), ("prepare",)),
     (_packed, ("model", "data.packing", "data.padding_free"), ("train",)),
-    (_adapter, ("model", "quantization", "merge.method", *ADAPTED), ("train",)),
+    (_adapter, ("model", "quantization", "merge.method", "stages", *ADAPTED), ("train",)),
     (_options, ("model", "quantization", "lora", "trainer"), ("train",)),
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),

@@ -2,11 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from hydratune.stages import generate
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +99,60 @@ def test_an_answer_ends_where_training_ended_it(trained: Path) -> None:
     assert "</s>" not in row["merged"]
 
 
+def moved(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run whose base is gone."""
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    base = yaml.safe_load(text)["model"]["name_or_path"]
+    (run / "config.yaml").write_text(text.replace(base, str(tmp_path / "gone")))
+    return run
+
+
+def test_the_merged_model_needs_no_base(trained: Path, tmp_path: Path) -> None:
+    moved(trained, tmp_path)
+    asked = ["generate", "run_dir=run", "What is fern?", "generate.max_new_tokens=5"]
+    call(trained, *asked)
+    call(tmp_path, *asked, "generate.models=[merged]")
+    assert samples(tmp_path)[0]["merged"] == samples(trained)[0]["merged"]
+    assert (
+        "gone" in call(tmp_path, *asked, "generate.models=[base]", status=2).stderr
+    )  # the control: of the base there is nothing to ask
+
+
+def test_without_prompts_the_configurations_are_asked(trained: Path, tmp_path: Path) -> None:
+    """Schedulers start commands with an empty standard input."""
+    run = moved(trained, tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["generate"] |= {"prompts": ["What is fern?"], "models": ["merged"], "max_new_tokens": 5}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    call(tmp_path, "generate", "run_dir=run")
+    assert [row["prompt"] for row in samples(tmp_path)] == ["What is fern?"]
+    call(tmp_path, "generate", "run_dir=run", typed="And river?\n")
+    assert [row["prompt"] for row in samples(tmp_path)] == ["And river?"]
+
+
+def test_the_likeliest_token_whatever_the_model_prefers(trained: Path, tmp_path: Path) -> None:
+    """do_sample=false: a penalty in the model's generation_config.json changes no answer."""
+    run = moved(trained, tmp_path)
+    path = run / "merged/generation_config.json"
+    own = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "do_sample": True, "temperature": 9.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    asked = ["generate", "run_dir=run", "What is otter number 3?", "What is fern?", "generate.max_new_tokens=20"]
+    call(trained, *asked)
+    call(tmp_path, *asked, "generate.models=[merged]")
+    assert [row["merged"] for row in samples(tmp_path)] == [row["merged"] for row in samples(trained)]
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(tiny: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2))
+    assert generate._ends(model, tokenizer) == [2]
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "unk_token")
+    assert generate._ends(model, tokenizer) == [0, 2]
+    tokenizer.chat_template = None
+    assert generate._ends(model, tokenizer) == [2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -105,7 +165,8 @@ def test_an_answer_ends_where_training_ended_it(trained: Path) -> None:
         ),
         (["hello", "generate.batch_size=0"], "generate.batch_size is a whole number above 0, found 0"),
         (["hello", "generate.top_p=0.5"], "generate.top_p=0.5 has no effect with generate.do_sample=false"),
-        ([], "generate.file=- holds no prompt."),
+        (["generate.prompts=[]"], "nothing to do: generate.prompts is empty, and generate.file names none"),
+        (["generate.file=-"], "generate.file=- holds no prompt."),
     ],
 )
 def test_what_is_refused(arguments: list[str], said: str, trained: Path) -> None:

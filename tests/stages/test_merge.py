@@ -3,23 +3,28 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hydratune.build import merging
+from hydratune import pipeline
+from hydratune.build.expected import in_float32
 from hydratune.build.hardware import resolve
 from hydratune.config.load import to_config
+from hydratune.config.saved import put
 from hydratune.config.schema import RunError
 from hydratune.run.layout import RunDir
 from hydratune.stages import merge as stage
@@ -126,14 +131,9 @@ def call(folder: Path, *arguments: str, status: int = 0) -> subprocess.Completed
 
 
 def another(trained: Path, name: str, *overrides: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """A merge of the same adapter under other settings, in a run of its own."""
-    run = shutil.copytree(trained / "run", trained / name)
-    (run / "receipts" / "merge.json").unlink()
-    shutil.rmtree(run / "merged")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["merge"] |= dict(override.split("=") for override in overrides)
-    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return call(trained, f"run_dir={name}", "stages=[merge]", status=status)
+    """A merge of the same adapter under other settings, in a copy of the run."""
+    shutil.copytree(trained / "run", trained / name)
+    return call(trained, f"run_dir={name}", "stages=[merge]", *(f"merge.{one}" for one in overrides), status=status)
 
 
 def report(trained: Path, name: str) -> dict:
@@ -144,10 +144,23 @@ def test_the_certificate(trained: Path) -> None:
     found = report(trained, "run")
     assert found["merge/base"] == "dequantized" and found["merge/rows"] == 8
     assert found["merge/kl"] < 1e-4  # bfloat16's rounding
+    assert found["merge/kl_beyond_rounding"] < 1e-12 and found["merge/same_greedy_beyond_rounding"] == 1.0
+    assert found["merge/wrong_weights"] == 0 and found["merge/tensors"] == 21
+    assert found["merge/most_different_weight"] and found["merge/max_weight_difference"] < 4e-3
     assert found["merge/same_prompt_tokens"] and found["merge/vocabulary_fits"] and found["merge/tied_as_configured"]
+    assert found["merge/answers_end"]
     assert json.loads((trained / "run/metrics.json").read_text())["merge/kl"] == found["merge/kl"]
     names = {path.name for path in (trained / "run/merged").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+
+
+def test_a_run_ends_with_the_certificate(trained: Path) -> None:
+    said = call(trained, "run_dir=run", "stages=[merge]").stdout
+    assert "already finished, skipped" in said
+    line = (
+        r"merged against trained model: KL \d\.\de-\d+, logits within \d\.\de-\d+, \d+\.\d% of the likeliest tokens the"
+    )
+    assert re.search(rf"\n{line} same \(8 prompts shipped with hydratune\)\n", said)
 
 
 def test_in_float32_it_is_the_trained_model(trained: Path) -> None:
@@ -175,30 +188,219 @@ def test_the_base_with_the_lower_divergence_is_taken(trained: Path) -> None:
     assert not list((trained / "measured").glob(".merged.*"))
 
 
-def test_a_corrupted_tensor_fails_the_certificate_and_is_named(trained: Path, monkeypatch) -> None:
+def test_a_refused_merge_is_done_again_without_training(trained: Path) -> None:
+    """merge.* may change in a run that is trained."""
+    done = another(trained, "strict", "tolerance=1e-12", status=1)
+    assert "set merge.dtype=float32." in done.stderr and "run_dir" not in done.stderr
+    assert report(trained, "strict")["merge/wrong_weights"] == 0
+    said = call(trained, "run_dir=strict", "stages=[train,merge]", "merge.dtype=float32").stdout
+    assert "train     done: already finished, skipped" in said
+    assert report(trained, "strict")["merge/kl"] < 1e-12
+    call(trained, "run_dir=strict", "stages=[merge]", "merge.verify=false")
+    assert not (trained / "strict/merge_report.json").exists(), "it tells of another merge"
+
+
+LINEAR, BIASED = "model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.bias"
+# base, and what is trained on it
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nf4 of bfloat16": ("base", {"quantization.kind": "nf4"}),
+    "nf4 of float32": ("biased", {"model.dtype": "bfloat16"}),
+    "nf4 of float32, to bfloat16": ("biased", {"model.dtype": "bfloat16", "merge.dtype": "bfloat16"}),
+    "nf4 of float32, by peft": ("biased", {"model.dtype": "bfloat16", "merge.method": "peft"}),
+    "lora of float32": ("biased", {"quantization.kind": "none", "model.dtype": "bfloat16"}),
+    "dora": ("base", {"lora.use_dora": True}),
+    "int8": ("biased", {"quantization.kind": "int8", "model.dtype": "bfloat16"}),
+    "bias": ("biased", {"lora.target_modules": ["q_proj", "up_proj"], "lora.extra": {"lora_bias": True}}),
+    "tied embedding": ("tied", {"lora.target_modules": ["q_proj", "embed_tokens"], "model.dtype": "bfloat16"}),
+    "whole modules": ("base", {"lora.modules_to_save": ["lm_head"], "model.dtype": "bfloat16"}),
+}
+CORRUPTED = [
+    *((kind, LINEAR, factor) for kind in KINDS for factor in ("1.009", "one")),
+    *((kind, "model.embed_tokens.weight", "1.009") for kind in KINDS),
+    *((kind, "lm_head.weight", "one") for kind in KINDS),
+    *((kind, BIASED, "one") for kind, (base, _) in KINDS.items() if base == "biased"),
+    ("nf4 of bfloat16", "model.norm.weight", "1.009"),
+]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, trained: Path, tiny: Path) -> dict[str, Path]:
+    """A trained run of each of KINDS; each correct merge has been accepted by the certificate."""
+    folder = tmp_path_factory.mktemp("kinds")
+    shutil.copytree(trained / "base", folder / "base")
+    for name, options in {
+        "biased": {"attention_bias": True, "mlp_bias": True},
+        "tied": {"tie_word_embeddings": True},
+    }.items():
+        shutil.copytree(tiny, folder / name)
+        (folder / name / "model.safetensors").unlink()
+        config = LlamaConfig.from_pretrained(tiny, **options)
+        torch.manual_seed(1)
+        model: Any = LlamaForCausalLM(config).to(torch.float32)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1) if parameter.ndim == 1 else None
+        model.save_pretrained(folder / name)
+    found = {}
+    for number, (kind, (base, settings)) in enumerate(KINDS.items()):
+        config = to_config(yaml.safe_load((trained / "run/config.yaml").read_text()))
+        config.model.name_or_path, config.run_dir, config.cache_dir = (
+            str(folder / base),
+            str(folder / str(number)),
+            str(folder / "cache"),
+        )
+        config.trainer.max_steps, config.stages = 3, ["prepare", "train", "merge"]
+        for key, value in settings.items():
+            put(config, key, value)
+        pipeline.run(config, [])
+        found[kind] = folder / str(number)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_merges_are_accepted(kinds: dict[str, Path], kind: str) -> None:
+    found = json.loads((kinds[kind] / "merge_report.json").read_text())
+    assert found["merge/wrong_weights"] == 0 and found["merge/kl_beyond_rounding"] < 1e-12
+    stored = load_file(kinds[kind] / "merged/model.safetensors")
+    if {tensor.dtype for tensor in stored.values()} == {torch.float32} and kind != "int8":
+        assert found["merge/kl"] < 1e-12 and found["merge/max_logit_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "name", "how"), CORRUPTED)
+def test_a_corrupted_tensor_fails_the_certificate_and_is_named(
+    kinds: dict[str, Path], kind: str, name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With one tensor of the folder changed before it is verified, as a broken disk or a bug would."""
-    name = "model.layers.1.mlp.up_proj.weight"
-    run = shutil.copytree(trained / "run", trained / "corrupted")
-    (run / "receipts" / "merge.json").unlink()
-    # the merge reads the corrupted file, and the certificate's model the right one
-    text = (run / "config.yaml").read_text()
 
-    config = to_config(yaml.safe_load(text))
-    config.cache_dir = str(trained / "cache")
-    real = merging.merge
+    def corrupt(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        # a tied head is stored under the embedding's name, unless it was trained apart
+        stored = name if name in tensors else "model.embed_tokens.weight"
+        if how == "one":
+            tensors[stored].view(-1)[20] += tensors[stored].float().abs().max().to(tensors[stored].dtype)
+        else:
+            tensors[stored] *= float(how)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    def corrupted(*arguments, **options):
-        planned = real(*arguments, **options)
-        out = arguments[2]
-        written = load_file(out / "model.safetensors")
-        written[name] = written[name] * 1.5
-        save_file(written, out / "model.safetensors", {"format": "pt"})
-        return planned
+    with pytest.raises(RunError, match=rf"is not the one that was trained: .* most differs {re.escape(name)}, by \d"):
+        merge_again(kinds[kind], tmp_path / "run", monkeypatch, corrupt)
+    assert not list((tmp_path / "run").glob(".merged.*")) and not (tmp_path / "run/merged").exists()
 
-    monkeypatch.setattr(stage, "merge", corrupted)
-    with pytest.raises(RunError, match=rf"is not the one that was trained: KL .* most differs {name}, by 5\.0e-01"):
-        stage.run(config, RunDir(run), resolve(config))
-    assert not list(run.glob(".merged.*"))
+
+def merge_again(trained: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]) -> None:
+    """In a copy of the run, with `change` done to the folder before it is verified."""
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "merged")
+    config = to_config(yaml.safe_load((copy / "config.yaml").read_text()))
+    config.cache_dir = str(trained.parent / "cache")
+    real = stage._end_answers
+
+    def changed(config: Any, folder: Path) -> None:
+        real(config, folder)
+        change(folder)
+
+    monkeypatch.setattr(stage, "_end_answers", changed)
+    stage.run(config, RunDir(copy), resolve(config))
+
+
+def edit(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def add_bos(folder: Path) -> None:
+    post = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }  # fmt: skip
+    edit(folder, "tokenizer.json", post_processor=post)
+
+
+def mix_roles_up(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("message['role'] +", "message['role'].replace('system', 'user') +"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: None, ""),
+        (add_bos, "its tokenizer makes other tokens of a prompt"),
+        (mix_roles_up, "its tokenizer makes other tokens of a prompt"),
+        (
+            lambda folder: edit(folder, "generation_config.json", eos_token_id=77),
+            "its generation_config.json doesn't name the token that ends a turn",
+        ),
+        (
+            lambda folder: edit(folder, "config.json", rope_parameters={"rope_type": "default", "rope_theta": 100.0}),
+            "The merged model is not the one that was trained: 0 weights are others",
+        ),
+    ],
+)
+def test_a_folder_that_would_be_served_otherwise_fails(
+    change: Callable[[Path], None], said: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not said:  # the control: such a copy passes
+        return merge_again(trained / "run", tmp_path / "run", monkeypatch, change)
+    with pytest.raises(RunError, match=re.escape(said)):
+        merge_again(trained / "run", tmp_path / "run", monkeypatch, change)
+
+
+def test_it_is_measured_on_validation_rows(trained: Path) -> None:
+    call(
+        trained, "model=local", "model.name_or_path=base", "data=jsonl", "data.path=rows.jsonl", "trainer.max_steps=1",
+        "data.validation_share=0.25", "stages=[prepare,train,merge]", "run_dir=held_out",
+    )  # fmt: skip
+    assert report(trained, "held_out")["merge/measured_on"] == "validation rows"
+    assert report(trained, "held_out")["merge/rows"] == 6
+
+
+def test_layer_by_layer_it_computes_the_same(trained: Path) -> None:
+    """Where a float32 model has no room, each layer is widened for as long as it runs."""
+    model: Any = AutoModelForCausalLM.from_pretrained(trained / "run/merged", dtype=torch.bfloat16)
+    ids = torch.arange(3, 60)[None]
+    before = {name: (tensor.dtype, tensor.clone()) for name, tensor in model.state_dict().items()}
+    with torch.no_grad(), in_float32(model, free=0):
+        ours = model(ids).logits
+    assert ours.dtype == torch.float32
+    after = model.state_dict()
+    assert all(after[name].dtype == kind and torch.equal(after[name], t) for name, (kind, t) in before.items())
+    with torch.no_grad():
+        assert torch.equal(ours, model.float()(ids).logits)
+
+
+def test_folders_and_code_of_the_base_are_carried(trained: Path, tmp_path: Path) -> None:
+    """Other chat templates, and a model whose code lies in its folder."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    (tmp_path / "base/additional_chat_templates").mkdir()
+    (tmp_path / "base/additional_chat_templates/tool_use.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "base/my.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\nclass MyConfig(LlamaConfig):\n"
+        "    model_type = 'mytiny'\n\n\nclass MyForCausalLM(LlamaForCausalLM):\n    config_class = MyConfig\n"
+    )
+    auto = {"AutoConfig": "my.MyConfig", "AutoModelForCausalLM": "my.MyForCausalLM"}
+    edit(tmp_path / "base", "config.json", architectures=["MyForCausalLM"], model_type="mytiny", auto_map=auto)
+    shutil.copy(trained / "rows.jsonl", tmp_path)
+    call(
+        tmp_path, "model=local", "model.name_or_path=base", "data=jsonl", "data.path=rows.jsonl", "trainer.max_steps=1",
+        "model.trust_remote_code=true", "stages=[prepare,train,merge]", "run_dir=run",
+    )  # fmt: skip
+    assert (tmp_path / "run/merged/additional_chat_templates/tool_use.jinja").is_file()
+    assert (tmp_path / "run/merged/my.py").is_file() and report(tmp_path, "run")["merge/wrong_weights"] == 0
+
+
+def test_the_end_of_a_turn_is_written_down(trained: Path, tmp_path: Path) -> None:
+    """Where the chat template ends turns with another token than the model's own."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    template = (tmp_path / "base/chat_template.jinja").read_text()
+    (tmp_path / "base/chat_template.jinja").write_text(template.replace("eos_token", "unk_token"))
+    shutil.copy(trained / "rows.jsonl", tmp_path)
+    call(
+        tmp_path, "model=local", "model.name_or_path=base", "data=jsonl", "data.path=rows.jsonl", "trainer.max_steps=1",
+        "stages=[prepare,train,merge]", "run_dir=run",
+    )  # fmt: skip
+    written = json.loads((tmp_path / "run/merged/generation_config.json").read_text())
+    assert written["eos_token_id"] == [2, 0]
 
 
 def test_weights_that_the_files_lack_are_refused_before_training(trained: Path, tmp_path: Path, refused) -> None:

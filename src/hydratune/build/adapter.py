@@ -1,19 +1,53 @@
 """The three models of a run: its base, the base with the adapter as it was trained, and the merged folder."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hydratune.build.hardware import Hardware
+from hydratune.build.mergeable import ANOTHER_VOCABULARY, PREFIX
 from hydratune.build.model import load_model, load_plain
-from hydratune.config.schema import Config
+from hydratune.config.schema import Config, RunError
 
 
 def adapter_model(config: Config, adapter: Path, hardware: Hardware, source: str) -> PeftModel:
     """Loaded from disk, its base quantized as in training, in evaluation mode."""
     base = load_model(config.model, source, hardware, config.quantization)
-    return PeftModel.from_pretrained(base, str(adapter)).eval()
+    return with_adapter(base, adapter).eval()
+
+
+def with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """`base`, changed in place: with the adapter's layers, and its vocabulary where that was resized for training.
+
+    Raises RunError where the adapter doesn't hold all of the resized one.
+    """
+    rows = resized_rows(base, adapter)
+    if rows:
+        known: Any = base
+        tied = known.get_output_embeddings().weight is known.get_input_embeddings().weight
+        base.resize_token_embeddings(rows[0], mean_resizing=False)
+        if len(rows) == 1 and not tied:
+            raise RunError(ANOTHER_VOCABULARY)
+    return PeftModel.from_pretrained(base, str(adapter))
+
+
+def resized_rows(base: Any, adapter: Path) -> list[int]:
+    """How many rows the adapter has for the embedding and for the head, where those are not the base's."""
+    found = []
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        names = sorted(file.keys())
+        for part in (base.get_input_embeddings(), base.get_output_embeddings()):
+            if part is None:
+                continue
+            rows, width = part.weight.shape
+            start = next(f"{PREFIX}{name}." for name, module in base.named_modules() if module is part)
+            held = [n for n in names if n.startswith(start) and n.endswith(".weight") and ".lora_" not in n]
+            shapes = [shape for name in held if len(shape := file.get_slice(name).get_shape()) == 2]
+            found += [shape[0] for shape in shapes if shape[0] != rows and shape[1] == width][:1]
+    return found
 
 
 def named_model(
@@ -24,4 +58,4 @@ def named_model(
         return load_model(config.model, source, hardware).eval()
     if name == "adapter":
         return adapter_model(config, adapter, hardware, source)
-    return load_plain(str(merged), hardware.dtype, hardware.device)
+    return load_plain(str(merged), hardware.dtype, hardware.device, config.model.trust_remote_code)

@@ -1,4 +1,4 @@
-"""What the 4-bit form of a base weight stands for, tensor by tensor, as bitsandbytes quantized it for training."""
+"""What the quantized form of a base weight stands for, tensor by tensor, as bitsandbytes quantized it for training."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,19 @@ from hydratune.config.schema import QuantizationConf
 
 
 def dequantizer(conf: QuantizationConf, dtype: str) -> Callable[[Tensor], Tensor]:
-    """A weight as it is stored, shape (out, in) -> its values after quantization, in `dtype`, that of the loaded model.
+    """A weight as it is stored, shape (out, in) -> its values after quantization; `dtype`: that of the loaded model.
 
-    NF4 and FP4 in blocks of 64 with absmax constants (QLoRA, arXiv:2305.14314).
+    NF4 and FP4 in blocks of 64 with absmax constants (QLoRA, arXiv:2305.14314), in `dtype`; int8 row by row
+    (LLM.int8(), arXiv:2208.07339), in float32.
     """
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import (
+        dequantize_4bit,
+        int8_vectorwise_dequant,
+        int8_vectorwise_quant,
+        quantize_4bit,
+    )
 
-    def dequantize(weight: Tensor) -> Tensor:
+    def four_bits(weight: Tensor) -> Tensor:
         loaded = weight.to(getattr(torch, dtype)).contiguous()
         packed, state = quantize_4bit(
             loaded,
@@ -27,4 +33,9 @@ def dequantizer(conf: QuantizationConf, dtype: str) -> Callable[[Tensor], Tensor
         values: Tensor = dequantize_4bit(packed, state)
         return values
 
-    return dequantize
+    def eight_bits(weight: Tensor) -> Tensor:
+        loaded = weight.to(getattr(torch, dtype)).contiguous().to(torch.float16)  # as bitsandbytes does
+        values: Tensor = int8_vectorwise_dequant(*int8_vectorwise_quant(loaded)[:2])
+        return values
+
+    return eight_bits if conf.kind == "int8" else four_bits

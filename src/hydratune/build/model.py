@@ -1,7 +1,8 @@
 """conf/model -> a transformers model and tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,9 +36,7 @@ def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedToken
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise ConfigError(f"The tokenizer of {source} has no chat template: set model.chat_template=FILE.jinja.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
+    return _padded(tokenizer)
 
 
 def load_model(
@@ -59,7 +58,35 @@ def load_model(
     return model
 
 
-def load_plain(folder: str, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
+def load_plain(
+    folder: str,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """A transformers folder as any other tool would load it, in evaluation mode."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
     return model.to(device).eval()
+
+
+def run_tokenizer(conf: ModelConf, folders: Sequence[Path]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that training saved, from the first of `folders` that holds one: it needs nothing of the base."""
+    for folder in folders:
+        if (folder / "tokenizer_config.json").is_file():
+            found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=conf.trust_remote_code)
+            if found.chat_template:
+                return _padded(found)
+    return None
+
+
+def _padded(tokenizer: Any) -> PreTrainedTokenizerBase:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return cast(PreTrainedTokenizerBase, tokenizer)

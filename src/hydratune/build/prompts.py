@@ -1,10 +1,9 @@
 """conf/generate -> the prompts: those of the configuration, of a file, or of standard input."""
 
 import json
-import sys
-from functools import cache
 from pathlib import Path
 
+from hydratune.config.piped import standard_input
 from hydratune.config.schema import ConfigError, GenerateConf
 
 
@@ -19,7 +18,7 @@ def read_prompts(conf: GenerateConf) -> list[str]:
     if conf.file != "-" and not path.is_file():
         raise ConfigError(f"generate.file={conf.file}: there is no such file.")
     try:
-        text = _standard_input() if conf.file == "-" else path.read_text(encoding="utf-8-sig")
+        text = standard_input() if conf.file == "-" else path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"generate.file={conf.file} is not UTF-8: save it as UTF-8.") from None
     found = []
@@ -33,12 +32,6 @@ def read_prompts(conf: GenerateConf) -> list[str]:
     if not found:
         raise ConfigError(f"generate.file={conf.file} holds no prompt.")
     return [*conf.prompts, *found]
-
-
-@cache
-def _standard_input() -> str:
-    """Read once, though both the check and the stage ask for it."""
-    return sys.stdin.read()
 
 
 def _prompt_of(line: str, place: str) -> str:

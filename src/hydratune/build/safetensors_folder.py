@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from hydratune.build.blueprint import Blueprint, blueprint, blueprint_of
 from hydratune.config.schema import RunError
 
 INDEX = "model.safetensors.index.json"
@@ -23,6 +25,14 @@ CODES = {dtype: code for code, dtype in TYPES.items()}
 # what transformers calls the parts of a multimodal model -> what its checkpoints are stored under
 STORED_AS = (("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 CHUNK = 1 << 24  # bytes
+
+
+def stored_quantized(source: str) -> str:
+    """The refusal of a base that nothing can be merged onto."""
+    return (
+        f"The weights of {source} are stored quantized, which no adapter can be merged into: set model.name_or_path to "
+        "the model that they were made from."
+    )
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,13 @@ class SafetensorsFolder:
     Raises RunError where the folder holds no safetensors, or a model that is stored quantized.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust_remote_code: bool = False, known: Blueprint | None = None) -> None:
+        """`known`: what the model's code says of its weights, where it was asked before."""
         self.folder = folder
+        self._trust, self._known = trust_remote_code, known
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "quantization_config" in self.config:
-            raise RunError(f"{folder} holds a model that is stored quantized: set merge.method=peft.")
+        if self.config.get("quantization_config"):
+            raise RunError(stored_quantized(str(folder)))
         index = folder / INDEX
         if index.is_file():
             files = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -70,6 +82,30 @@ class SafetensorsFolder:
             self.shards[file] = [entry.name for entry in found]
             self.entries |= {entry.name: entry for entry in found}
 
+    @classmethod
+    def of_model(cls, model: Any, stored: Collection[str] | None = None) -> "SafetensorsFolder":
+        """As `model` would be saved, without weights; of its parameters only those that are among the names `stored`."""
+        made = cls.__new__(cls)
+        made._known = blueprint_of(model)
+        made.entries = {name: Entry(name, torch.uint8, ()) for name in stored or ()}
+        parameters = [
+            (name, parameter) for name, parameter in model.named_parameters() if not stored or made.find(name)
+        ]
+        made.entries = {name: Entry(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in parameters}
+        return made
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """What the model's code says of its weights; what config.json lets guess where that code can't be had."""
+        found = self._known or blueprint(self.folder, self._trust)
+        if found:
+            return found
+        names = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+        embedding = next((name for name in self.entries if name.endswith(names)), "")
+        text = self.config.get("text_config", self.config)
+        tied = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        return Blueprint(frozenset(), frozenset(), embedding, "lm_head.weight", bool(tied and embedding))
+
     def find(self, parameter: str) -> str | None:
         """The name under which a parameter of the model is stored; None where it isn't."""
         candidates = [parameter, parameter.partition(".")[2]]  # a checkpoint may lack the prefix of the base model
@@ -77,6 +113,11 @@ class SafetensorsFolder:
             stored + parameter.removeprefix(name) for name, stored in STORED_AS if parameter.startswith(name)
         ]
         return next((name for name in candidates if name in self.entries), None)
+
+    def source(self, name: str) -> Entry:
+        """What is stored under `name`, or the other of embedding and head, which are tied where one is not stored."""
+        other = self.embedding if name == self.head else self.head
+        return self.entries.get(name) or self.entries[other]
 
     def tensor(self, name: str) -> Tensor:
         """Memory-mapped."""
@@ -87,28 +128,22 @@ class SafetensorsFolder:
             return found
 
     @property
-    def _text(self) -> dict[str, Any]:
-        text: dict[str, Any] = self.config.get("text_config", self.config)
-        return text
+    def embedding(self) -> str:
+        """The name under which the input embedding is stored, or would be."""
+        return self.find(self.blueprint.embedding) or self.blueprint.embedding
 
     @property
     def head(self) -> str:
-        """The name of the output layer's weight."""
-        return "lm_head.weight"
+        """The name under which the output layer's weight is stored, or would be."""
+        return self.find(self.blueprint.head) or self.blueprint.head
 
-    @property
-    def embedding(self) -> str:
-        """The name under which the input embedding is stored."""
-        names = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-        return next((name for name in self.entries if name.endswith(names)), "")
-
-    @property
+    @cached_property
     def tied(self) -> bool:
-        """Whether the output layer is the input embedding, stored once."""
-        says = self.config.get("tie_word_embeddings", self._text.get("tie_word_embeddings"))
-        if says is None:  # the defaults of the families that leave it out
-            says = self.config.get("model_type") in ("gpt2", "gemma", "gemma2", "gemma3", "gemma3_text")
-        return bool(says) and self.find(self.head) is None and bool(self.embedding)
+        """Whether embedding and head are one tensor once loaded: tied in the configuration, and not stored different."""
+        stored = [name for name in (self.embedding, self.head) if name in self.entries]
+        if not self.blueprint.tied or not stored:
+            return False
+        return len(stored) == 1 or torch.equal(self.tensor(stored[0]), self.tensor(stored[1]))
 
     def changed_config(self, dtype: torch.dtype | None, untied: bool, vocabulary: int | None) -> dict[str, Any]:
         """config.json of the merged model."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
+from hydratune.config.piped import is_piped
 from hydratune.config.schema import ConfigError
 
 OVERRIDE = re.compile(r"[+~]*[\w./@-]+=|~")
@@ -109,7 +110,7 @@ def _take_generate(words: list[str]) -> list[str]:
         not names("generate.prompts")
         and not names("generate.file")
         and not {"-h", "--help"} & set(sys.argv)
-        and _piped()
+        and is_piped()
     ):
         overrides.append("generate.file=-")
     # what a saved run was asked before is not asked again beside it
@@ -118,13 +119,6 @@ def _take_generate(words: list[str]) -> list[str]:
     elif names("generate.file") and not names("generate.prompts"):
         overrides.append("generate.prompts=[]")
     return [*overrides, "stages=[generate]"]
-
-
-def _piped() -> bool:
-    """Whether there is anything to read from standard input, which is no terminal: schedulers leave it empty."""
-    from hydratune.build.prompts import standard_input
-
-    return bool(sys.stdin and not sys.stdin.isatty() and standard_input().strip())
 
 
 def _quoted(text: str) -> str:

@@ -17,6 +17,15 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     return columns(lines)
 
 
+def certificate_text(report: dict[str, Any]) -> str:
+    """A line about the merge stage's certificate, of merge_report.json."""
+    return (
+        f"merged against trained model: KL {report['merge/kl']:.1e}, logits within "
+        f"{report['merge/max_logit_difference']:.1e}, {report['merge/same_greedy_tokens']:.1%} of the likeliest tokens the "
+        f"same ({report['merge/rows']} {report['merge/measured_on']})"
+    )
+
+
 def samples_text(rows: Sequence[dict[str, str]]) -> str:
     """Each prompt, and below it the models' answers side by side."""
     names = [name for name in rows[0] if name != "prompt"] if rows else []

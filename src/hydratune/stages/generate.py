@@ -5,12 +5,13 @@ import json
 from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import GenerationConfig, TextStreamer, set_seed
 
 from hydratune.build.adapter import named_model
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_tokenizer
+from hydratune.build.model import load_tokenizer, run_tokenizer
 from hydratune.build.prompts import read_prompts
+from hydratune.build.rendering import Renderer
 from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
@@ -23,8 +24,10 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes samples.jsonl, a line each prompt: {"prompt", and each of `generate.models` with its answer}."""
     conf = config.generate
     prompts = read_prompts(conf)
-    source = model_source(config.model, cache_dir(config))
-    tokenizer = load_tokenizer(config.model, source)
+    # the merged model alone, and its tokenizer, need nothing of the base
+    source = model_source(config.model, cache_dir(config)) if set(conf.models) - {"merged"} else ""
+    saved = run_tokenizer(config.model, [run.merged, run.adapter])
+    tokenizer = saved or load_tokenizer(config.model, source or model_source(config.model, cache_dir(config)))
     answers: dict[str, list[str]] = {}
     for name in conf.models:
         if conf.stream:
@@ -53,9 +56,11 @@ def prompt_tokens(tokenizer: Any, prompt: str, chat: bool) -> Any:
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int] | None:
-    """The tokens that end an answer: the tokenizer's, and the model's own, such as Gemma's <end_of_turn>."""
+    """The tokens that end an answer: the tokenizer's, the model's own, and what ends a turn in the chat template."""
     own = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None
+    word = Renderer(tokenizer).stop if tokenizer.chat_template else None
+    stop = tokenizer.convert_tokens_to_ids(word) if word else None
+    return sorted({tokenizer.eos_token_id, stop, *(own if isinstance(own, list) else [own])} - {None}) or None
 
 
 @torch.no_grad()
@@ -64,6 +69,8 @@ def _answers(config: Config, model: Any, tokenizer: Any, prompts: list[str]) -> 
     conf = config.generate
     set_seed(config.seed)
     sampling = {"temperature": conf.temperature, "top_k": conf.top_k, "top_p": conf.top_p} if conf.do_sample else {}
+    ends = _ends(model, tokenizer)
+    model.generation_config = GenerationConfig()  # the model's own may penalize repetition, or search with beams
     size = 1 if conf.stream else conf.batch_size
     texts: list[str] = []
     for first in range(0, len(prompts), size):
@@ -75,7 +82,7 @@ def _answers(config: Config, model: Any, tokenizer: Any, prompts: list[str]) -> 
             say(f"    {part[0]}")
         out = model.generate(
             **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=_ends(model, tokenizer), **sampling,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, **sampling,
             streamer=_OnScreen(tokenizer, skip_prompt=True, skip_special_tokens=True) if conf.stream else None,
         )  # fmt: skip
         answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
