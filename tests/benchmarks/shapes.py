@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
+from hydratune.build.blueprint import as_saved, blueprint_of, float32_of, skeleton
 from hydratune.config.load import saved_form
 from hydratune.config.schema import Config, DataConf, LoraConf, MergeConf, ModelConf, QuantizationConf
 
@@ -76,6 +78,10 @@ def trained_run(folder: Path, model: Path, kind: str, layers: int = 22, r: int =
     }  # fmt: skip
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
     (folder / "quantized.json").write_text(json.dumps({"modules": names}))
+    # as the stage train leaves it, of the model that it has loaded
+    plain = skeleton(AutoConfig.from_pretrained(model), False)
+    facts = {"blueprint": as_saved(blueprint_of(plain)), "float32": float32_of(plain, torch.bfloat16), "stop": 2}
+    (folder / "model.json").write_text(json.dumps(facts))
     (folder / "prepared.json").write_text('{"tokens": "none"}')
     (folder / "receipts").mkdir()
     for stage in ("prepare", "train"):

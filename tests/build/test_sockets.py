@@ -56,7 +56,10 @@ def mine(tmp_path: Path) -> list[str]:
         ("data.formatter=mine:nothing", "data.formatter=mine:nothing: the module mine has no nothing."),
         ("data.formatter=mine:number", "data.formatter=mine:number must be a function that takes a row."),
         ("data.formatter=mine:fails", "row 1: data.formatter=mine:fails failed: KeyError: 'answer'."),
-        ("data.formatter=mine:forgets", "row 1: plain text has no turns to supervise with data.loss=assistant: set data.loss=all."),
+        (
+            "data.formatter=mine:forgets",
+            "row 1: plain text has no turns to supervise with data.loss=assistant: set data.loss=all.",
+        ),
         ("trainer.callbacks=[mine:number]", "must be a class made from transformers.TrainerCallback."),
         ("trainer.callbacks=[mine:exchange]", "must be a class made from transformers.TrainerCallback."),
         ("trainer.callbacks=[mine:Needs]", "trainer.callbacks=mine:Needs: Needs() failed: "),

@@ -87,8 +87,8 @@ FINDINGS: dict[str, tuple[list[Row], list[str], list[str]]] = {
     ),
     "generation does not stop where turns end": (
         PLAIN, ["model.chat_template=unknown.jinja"],
-        ["An assistant's turn ends with <unk>, and the model stops at </s>: answers will run on, unless eos_token_id of "
-         "its generation_config.json names <unk> too."],
+        ["An assistant's turn ends with <unk>, and the model by itself stops at </s>: merged/ names <unk> in its "
+         "generation_config.json, and who serves the adapter must stop there too."],
     ),
     "served otherwise": (
         PLAIN[:1], ["model.chat_template=served.jinja"],

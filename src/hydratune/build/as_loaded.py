@@ -5,26 +5,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hydratune.build.blueprint import Blueprint, float32_of, skeleton
 from hydratune.build.safetensors_folder import SafetensorsFolder
 
 
 class AsLoaded(SafetensorsFolder):
     """Rounded, still in the type that they are stored in, where they were loaded in another one for training."""
 
-    def __init__(self, folder: Path, trust_remote_code: bool, loaded: torch.dtype) -> None:
-        super().__init__(folder, trust_remote_code)
+    def __init__(
+        self,
+        folder: Path,
+        trust_remote_code: bool,
+        loaded: torch.dtype,
+        known: Blueprint | None = None,
+        float32: list[str] | None = None,
+    ) -> None:
+        """`known` and `float32` are what training saw of the model; without them its code is asked again."""
+        super().__init__(folder, trust_remote_code, known)
         self._loaded = loaded
         wider = [
             name
             for name, entry in self.entries.items()
             if entry.dtype.is_floating_point and torch.promote_types(entry.dtype, loaded) != loaded
         ]
-        kept = _kept_in_float32(folder, trust_remote_code, loaded) if wider else []
+        kept = (_float32(folder, trust_remote_code, loaded) if float32 is None else float32) if wider else []
         self._rounded = {name for name in wider if not any(re.search(pattern, name) for pattern in kept)}
         for name in self._rounded:
             self.entries[name] = replace(self.entries[name], value=partial(self._values, name))
@@ -37,11 +45,8 @@ class AsLoaded(SafetensorsFolder):
         yield self.tensor(name)
 
 
-def _kept_in_float32(folder: Path, trust_remote_code: bool, loaded: torch.dtype) -> list[str]:
-    """Patterns of the parameters that transformers loads in float32 whatever it is asked for."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _float32(folder: Path, trust_remote_code: bool, loaded: torch.dtype) -> list[str]:
+    from transformers import AutoConfig
 
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
-    return [str(name).replace("*", ".*") for name in model._get_dtype_plan(loaded)]
+    return float32_of(skeleton(settings, trust_remote_code), loaded)

@@ -1,7 +1,7 @@
 """What a model's code, without its weights, says of them."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,38 @@ def blueprint_of(model: Any) -> Blueprint:
     )
 
 
+def skeleton(settings: Any, trust_remote_code: bool) -> Any:
+    """The model of these settings, transformers' configuration, without weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
+
+
 def blueprint(folder: Path, trust_remote_code: bool) -> Blueprint | None:
     """Of the model in `folder`; None where its code can't be had without `trust_remote_code`, or isn't a causal LM's."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            return blueprint_of(AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code))
+            return blueprint_of(skeleton(settings, trust_remote_code))
     except (ValueError, KeyError, OSError, ImportError):
         return None
+
+
+def float32_of(model: Any, dtype: torch.dtype) -> list[str]:
+    """Patterns of the parameters that transformers loads in float32 though it is asked for `dtype`."""
+    return [str(name).replace("*", ".*") for name in model._get_dtype_plan(dtype)]
+
+
+def as_saved(known: Blueprint) -> dict[str, Any]:
+    """For a JSON file, from which `of_saved` has it again without the libraries' imports."""
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(known).items()}
+
+
+def of_saved(plain: dict[str, Any]) -> Blueprint:
+    """What `as_saved` was given."""
+    values: dict[str, Any] = {n: frozenset(value) if isinstance(value, list) else value for n, value in plain.items()}
+    return Blueprint(**values)

@@ -65,8 +65,8 @@ def _of_stop(report: dict[str, Any], tokenizer: PreTrainedTokenizerBase, source:
     if stop and tokenizer.convert_tokens_to_ids(stop) not in stops:
         known = ", ".join(str(tokenizer.convert_ids_to_tokens(one)) for one in sorted(stops - {None}))
         yield (
-            f"An assistant's turn ends with {stop}, and the model stops at {known or 'no token'}: answers will run on, "
-            f"unless eos_token_id of its generation_config.json names {stop} too."
+            f"An assistant's turn ends with {stop}, and the model by itself stops at {known or 'no token'}: merged/ names "
+            f"{stop} in its generation_config.json, and who serves the adapter must stop there too."
         )
 
 

@@ -80,6 +80,11 @@ class RunDir:
         return self.root / "quantized.json"
 
     @property
+    def model(self) -> Path:
+        """What the model's code says of its weights, and the token that ends a turn, as training had them, JSON."""
+        return self.root / "model.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The trainer's own."""
         return self.root / "checkpoints"

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from hydratune.build.as_loaded import AsLoaded
+from hydratune.build.blueprint import of_saved
 from hydratune.build.dequantize import dequantizer
+from hydratune.build.endings import end_answers
 from hydratune.build.hardware import Hardware
 from hydratune.build.merging import Adapter, merge
 from hydratune.build.source import model_source, snapshot
@@ -54,7 +56,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
             merge_one = _merge_with_peft if conf.method == "peft" else _merge_in_a_stream
             merge_one(config, run, hardware, source, base, building)
             _carry(snapshot(source, config.model.revision), run.adapter, building)
-            _end_answers(config, building)
+            end_answers(building, _seen(run).get("stop"))
             if conf.verify:
                 reports[base] = _verify(config, run, hardware, source, base, building)
         chosen = min(bases, key=lambda base: reports.get(base, {}).get("merge/kl", 0.0))
@@ -88,8 +90,10 @@ def _merge_in_a_stream(config: Config, run: RunDir, hardware: Hardware, source: 
         assert quantized
         return quantized(weight.to(hardware.device)).cpu()
 
-    trust = config.model.trust_remote_code
-    folder = AsLoaded(snapshot(source, config.model.revision), trust, getattr(torch, hardware.dtype))
+    trust, seen = config.model.trust_remote_code, _seen(run)
+    known = of_saved(seen["blueprint"]) if seen else None
+    loaded = getattr(torch, hardware.dtype)
+    folder = AsLoaded(snapshot(source, config.model.revision), trust, loaded, known, seen.get("float32"))
     merge(folder, Adapter(run.adapter), out, dtype, dict.fromkeys(modules, values))
 
 
@@ -112,27 +116,9 @@ def _carry(base: Path, adapter: Path, out: Path) -> None:
                 shutil.copyfile(path, out / name)
 
 
-def _end_answers(config: Config, folder: Path) -> None:
-    """Name the token that ends an assistant's turn in generation_config.json, so that servers stop there too."""
-    from hydratune.build.model import run_tokenizer
-    from hydratune.build.rendering import Renderer
-
-    tokenizer: Any = run_tokenizer(config.model, [folder])
-    stop = Renderer(tokenizer).stop if tokenizer else None
-    if stop is None:
-        return
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = settings.get("text_config", {}) | settings
-    path = folder / "generation_config.json"
-    # without the file, transformers takes these from config.json
-    taken = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in settings}
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else taken
-    own = written.get("eos_token_id")
-    ends = own if isinstance(own, list) else [] if own is None else [own]
-    number = tokenizer.convert_tokens_to_ids(stop)
-    if number not in ends:
-        written["eos_token_id"] = [*ends, number]
-        path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+def _seen(run: RunDir) -> dict[str, Any]:
+    """What training saw of the model, which spares the libraries' imports; empty where it left nothing."""
+    return dict(json.loads(run.model.read_text(encoding="utf-8"))) if run.model.is_file() else {}
 
 
 def _put_on_disk(folder: Path) -> None:

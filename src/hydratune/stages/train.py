@@ -14,7 +14,9 @@ import torch
 from peft import prepare_model_for_kbit_training
 from transformers import TrainerCallback, set_seed
 
+from hydratune.build.blueprint import as_saved, blueprint_of, float32_of, skeleton
 from hydratune.build.collate import Collator, separates
+from hydratune.build.endings import end_answers, stop_token
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer
@@ -91,6 +93,9 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> Trainer:
     tokenizer = load_tokenizer(config.model, source)
     prepared = open_tokens(run.prepared, config.data, tokenizer, config.trainer.max_length, cache)
     model = load_model(config.model, source, hardware, config.quantization)
+    plain = skeleton(model.config, config.model.trust_remote_code)  # for quantized layers no longer tell what they were
+    facts = {"blueprint": as_saved(blueprint_of(plain)), "float32": float32_of(plain, getattr(torch, hardware.dtype))}
+    write_json(run.model, {**facts, "stop": stop_token(tokenizer)})
     if config.quantization.kind != "none":
         write_json(run.quantized, {"modules": four_bit_modules(model)})
         # the trainer switches checkpointing on itself
@@ -164,6 +169,8 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     target = run.merged if config.lora.kind == "none" else run.adapter
     trainer.save_model(str(target))
     cast(Any, trainer.processing_class).save_pretrained(target)
+    if config.lora.kind == "none":  # else merge does it
+        end_answers(target, stop_token(trainer.processing_class))
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     return {
         "train/loss": losses[-1] if losses else result.training_loss,
