@@ -38,7 +38,7 @@ from hydratune.build.benchmark import build_tasks
 from hydratune.build.data import training_parts
 from hydratune.build.hardware import resolve
 from hydratune.build.model import load_model, load_tokenizer
-from hydratune.build.quantization import four_bit_modules
+from hydratune.build.quantization import quantized_modules
 from hydratune.build.source import gguf_path, locate
 from hydratune.build.sources import DEMO
 from hydratune.build.store import Prepared
@@ -207,7 +207,7 @@ def merged(observe: Callable[[RunDir], Any]) -> Probe:
         shutil.copytree(bench.files / "adapter", run.adapter)
         prepare.run(config, run, resolve(config))
         loaded = load_model(config.model, str(bench.tiny), resolve(config), config.quantization)
-        write_json(run.quantized, {"modules": four_bit_modules(loaded)})  # as the stage train leaves it
+        write_json(run.quantized, {"modules": quantized_modules(loaded)})  # as the stage train leaves it
         try:
             merge.run(config, run, resolve(config))
         except RunError as error:

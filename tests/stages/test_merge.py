@@ -292,13 +292,13 @@ def merge_again(trained: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, chan
     shutil.rmtree(copy / "merged")
     config = to_config(yaml.safe_load((copy / "config.yaml").read_text()))
     config.cache_dir = str(trained.parent / "cache")
-    real = stage._end_answers
+    real = stage.end_answers
 
-    def changed(config: Any, folder: Path) -> None:
-        real(config, folder)
+    def changed(folder: Path, stop: int | None) -> None:
+        real(folder, stop)
         change(folder)
 
-    monkeypatch.setattr(stage, "_end_answers", changed)
+    monkeypatch.setattr(stage, "end_answers", changed)
     stage.run(config, RunDir(copy), resolve(config))
 
 

@@ -25,11 +25,13 @@ def build_quantization(conf: QuantizationConf, compute_dtype: str) -> BitsAndByt
     )
 
 
-def four_bit_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the layers whose weights bitsandbytes holds in 4 bits."""
+def quantized_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the layers whose weights bitsandbytes holds in 4 or 8 bits."""
     import bitsandbytes as bnb
 
-    return [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+    ]
 
 
 def keep_gradients_on_cpu(model: torch.nn.Module) -> None:

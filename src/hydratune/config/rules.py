@@ -129,10 +129,10 @@ def _adapter(config: Config) -> Iterator[Broken]:
         )
     if config.merge.base == "measure" and not config.merge.verify:
         yield Broken(("merge.base", "merge.verify"), "merge.base=measure needs merge.verify=true, which measures")
-    if config.merge.base == "dequantized" and q.kind not in ("nf4", "fp4"):
+    if config.merge.base == "dequantized" and q.kind == "none":
         yield Broken(
             ("merge.base", "quantization"),
-            f"merge.base=dequantized needs a 4-bit base, found quantization={q.kind}: set merge.base=original",
+            f"merge.base=dequantized needs a quantized base, found quantization=none: set merge.base=original",
         )
 
 

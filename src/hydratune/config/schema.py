@@ -175,7 +175,7 @@ class MergeConf:
 
     base: str = option(
         "auto",
-        "auto: dequantized where the adapter was trained on 4-bit weights, else original; measure: the lower KL",
+        "auto: dequantized where the adapter was trained on quantized weights, else original; measure: the lower KL",
         choices=("auto", "dequantized", "original", "measure"),
     )
     method: str = option(

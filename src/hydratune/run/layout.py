@@ -76,7 +76,7 @@ class RunDir:
 
     @property
     def quantized(self) -> Path:
-        """Names of the modules whose weights training had in 4 bits, JSON."""
+        """Names of the modules whose weights training had in 4 or 8 bits, JSON."""
         return self.root / "quantized.json"
 
     @property

@@ -41,10 +41,10 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     for cut_off in run.root.glob(".merged.*"):  # by a merge that was killed
         shutil.rmtree(cut_off)
     (run.root / "merge_report.json").unlink(missing_ok=True)
-    four_bit = config.quantization.kind in ("nf4", "fp4")
+    quantized = config.quantization.kind != "none"
     bases = [conf.base]
-    if conf.base == "auto" or (conf.base == "measure" and not four_bit):
-        bases = ["dequantized" if four_bit else "original"]
+    if conf.base == "auto" or (conf.base == "measure" and not quantized):
+        bases = ["dequantized" if quantized else "original"]
     elif conf.base == "measure":
         bases = ["dequantized", "original"]
     reports: dict[str, dict[str, Any]] = {}
@@ -166,7 +166,8 @@ def _accept(config: Config, run: RunDir, report: dict[str, Any], reports: dict[s
     in_float32 = "float32" in (stored.get("dtype"), stored.get("torch_dtype"))
     # the original weights of a quantized base are others by design
     same_base = config.quantization.kind == "none" or report["merge/base"] == "dequantized"
-    tolerance = config.merge.tolerance or (EXACT if in_float32 and same_base else ROUNDED)
+    rounds_inputs = config.quantization.kind == "int8"  # which no merged model does
+    tolerance = config.merge.tolerance or (EXACT if in_float32 and same_base and not rounds_inputs else ROUNDED)
     kls = {base: found["merge/kl"] for base, found in reports.items()}
     write_json(run.root / "merge_report.json", {**report, "tolerance": tolerance, "kl_by_base": kls})
     kl, beyond, wrong = report["merge/kl"], report["merge/kl_beyond_rounding"], report["merge/wrong_weights"]
@@ -179,7 +180,7 @@ def _accept(config: Config, run: RunDir, report: dict[str, Any], reports: dict[s
         )
     if not kl <= tolerance:
         advice = "merge.dtype=float32" if same_base and not in_float32 else f"merge.tolerance={2 * kl:.1g}"
-        if config.quantization.kind in ("nf4", "fp4") and not same_base:
+        if not same_base:
             advice = "merge.base=dequantized"
         raise RunError(
             f"The merged model is not close enough to the one that was trained: KL {kl:.2g}, above {tolerance} "

@@ -20,7 +20,7 @@ from hydratune.build.endings import end_answers, stop_token
 from hydratune.build.hardware import Hardware
 from hydratune.build.lora import build_lora
 from hydratune.build.model import load_model, load_tokenizer
-from hydratune.build.quantization import four_bit_modules
+from hydratune.build.quantization import quantized_modules
 from hydratune.build.source import model_source
 from hydratune.build.tokens import open_tokens
 from hydratune.build.tracking import finish_tracking, set_up_tracking
@@ -97,7 +97,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> Trainer:
     facts = {"blueprint": as_saved(blueprint_of(plain)), "float32": float32_of(plain, getattr(torch, hardware.dtype))}
     write_json(run.model, {**facts, "stop": stop_token(tokenizer)})
     if config.quantization.kind != "none":
-        write_json(run.quantized, {"modules": four_bit_modules(model)})
+        write_json(run.quantized, {"modules": quantized_modules(model)})
         # the trainer switches checkpointing on itself
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     collator = _collator(config, hardware, tokenizer.pad_token_id)
