@@ -141,7 +141,8 @@ def _alpaca(row: _Columns) -> Chat:
     earlier = [turn for asked, answered in history for turn in (("user", asked), ("assistant", answered))]
     system = row.text("system", may_be_empty=True)
     first = [("system", system)] if system.strip() else []
-    messages = [{"role": role, "content": content} for role, content in [*first, *earlier, *turns]]
+    role, content = row.names.get("role", "role"), row.names.get("content", "content")  # as _chat will look for them
+    messages = [{role: who, content: said} for who, said in [*first, *earlier, *turns]]
     return _chat(messages, "history", row, "role", "content")
 
 

@@ -319,3 +319,31 @@ def test_a_source_can_be_read_again(tmp_path: Path) -> None:
     write(tmp_path, {"a.jsonl": FILES["a.jsonl"]})
     source = Source("a", (tmp_path / "a.jsonl",))
     assert list(source) == list(source)
+
+
+def test_a_tables_objects_have_the_keys_that_were_written(tmp_path: Path) -> None:
+    """Arrow gives each of a column's objects the keys of all of them, null where they were not written."""
+    rows = []
+    for name, arguments in (("weather", {"city": "Rome"}), ("clock", {"zone": "CET"})):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        turns = [
+            {"role": "user", "content": "Well?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "12"}, {"role": "assistant", "content": "12."},
+        ]  # fmt: skip
+        rows.append({"messages": turns})
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for name in ("rows.parquet", "saved"):
+        (part,) = training_parts(DataConf(path=str(tmp_path / name)))
+        found = [item.example.messages[1]["tool_calls"][0]["function"]["arguments"] for item in part.items()]
+        assert found == [{"city": "Rome"}, {"zone": "CET"}]
+
+
+def test_missing_shards_are_refused(tmp_path: Path) -> None:
+    for number in (0, 2):
+        (tmp_path / f"train-{number:05}-of-00003.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError) as caught:
+        open_source(DataConf(path=str(tmp_path)))
+    assert caught.value.sentences == [f"{tmp_path} holds 2 of the 3 files train-00000-of-00003.jsonl belongs to."]
+    (tmp_path / "train-00001-of-00003.jsonl").write_text("{}\n")
+    assert open_source(DataConf(path=str(tmp_path))).count == 3

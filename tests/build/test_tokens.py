@@ -107,7 +107,7 @@ def test_a_formatter_that_changed_is_seen(conf, tokenizer, tmp_path: Path, monke
     assert build_tokens(conf, tokenizer, 512, tmp_path) != before
 
 
-@pytest.mark.parametrize("file", ["training.arrow", "report.json", "packs.npz"])
+@pytest.mark.parametrize("file", ["training.arrow", "report.json", "report.digest", "packs.npz"])
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
 def test_a_damaged_folder_is_built_again(file: str, how: str, conf, tokenizer, tmp_path: Path) -> None:
     conf = replace(conf, packing=True)
@@ -120,8 +120,7 @@ def test_a_damaged_folder_is_built_again(file: str, how: str, conf, tokenizer, t
         path.unlink()
     else:
         path.write_bytes(bytes(content) if how == "changed" else content[: len(content) // 2])
-    if (file, how) != ("report.json", "changed"):  # which may be a letter of a message
-        assert damage(built)
+    assert damage(built)
     (tmp_path / "prepared.json").write_text(json.dumps({"tokens": built.name}))
     opened = open_tokens(tmp_path / "prepared.json", conf, tokenizer, 512, tmp_path)
     assert damage(built) is None and opened.rows.to_list() == Prepared(whole).rows.to_list()

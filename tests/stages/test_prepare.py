@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import TEMPLATE, chat_rows
+from transformers import AutoTokenizer
 
 Row = list[dict[str, str]]
 
@@ -69,7 +70,7 @@ FINDINGS: dict[str, tuple[list[Row], list[str], list[str]]] = {
     ),
     "rows repeat": (
         [*PLAIN, PLAIN[3], PLAIN[3], PLAIN[5]], [],
-        ["3 training rows repeat another row ({rows}, row 4; {rows}, row 6, …)."],
+        ["3 training rows repeat another row within trainer.max_length=512 ({rows}, row 13; {rows}, row 14; {rows}, row 15)."],
     ),
     "a bad row is left out": (
         [*PLAIN, PLAIN[0][:1]], ["data.on_bad_row=skip", "data.max_bad_share=0.1"],
@@ -120,6 +121,33 @@ def test_what_may_be_a_mistake_is_said_once_with_its_rows(what: str, prepared, t
     write(tmp_path / "other.jsonl", [*PLAIN[1:3], exchange("What is a bridge?", "A way over the river.")])
     receipt = prepared(rows, *settings)
     assert receipt["findings"] == [one.format(rows=tmp_path / "rows.jsonl") for one in said]
+
+
+@pytest.mark.slow
+def test_the_numbers_of_the_table(prepared, tiny: Path) -> None:
+    """By hand: 12 rows in 6 batches of 2, 5 batches a step, so 2 steps a pass, of which the second has one batch."""
+    settings = ["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=5"]
+    receipt = prepared(PLAIN, *settings, "trainer.max_length=64", "trainer.max_steps=3")
+    tokens = receipt["metrics"]["prepare/tokens"]
+    passes = (6 + 5) / 6
+    assert f"  to come    3 steps, {passes:.3f} epochs, {round(tokens * passes)} tokens" in receipt["screen"]
+    report, tokenizer = receipt["report"]["training"], AutoTokenizer.from_pretrained(tiny)
+    lengths = [len(tokenizer.apply_chat_template(row)["input_ids"]) for row in PLAIN]
+    assert report["longest"] == max(lengths)
+    assert report["lengths"] == [sum((length - 1) // 8 == number for length in lengths) for number in range(8)]
+
+
+@pytest.mark.slow
+def test_a_mapped_column_that_no_row_has(prepared, refused, tiny: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "Why?", "context": "Here.", "output": "So."}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(
+        "model=local", f"model.name_or_path={tiny}", "data.path=a.jsonl", "+data.columns.input=contxt", "run_dir=run"
+    )
+    assert said == (
+        f"hydratune: data.columns.input=contxt: no row of {tmp_path / 'a.jsonl'} has such a column, found instruction, "
+        "context, output.\n"
+    )
 
 
 TASK = """

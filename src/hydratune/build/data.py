@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hydratune.build.sockets import load_socket
 from hydratune.build.sources import Source, open_source
 from hydratune.config.schema import ConfigError, DataConf, SourceConf
 from hydratune.config.values import converted
-from hydratune.formats import Chat, Text, detect, example
+from hydratune.formats import IN_A_MESSAGE, Chat, Text, detect, example
 
 CHECKED_ROWS = 10_000  # of each source, before anything is started
+NAMES = 20  # columns that an error lists
 NAMED = 3  # bad rows that an error names; it counts the others
 
 
@@ -144,6 +146,21 @@ def check_rows(conf: DataConf) -> None:
             raise ConfigError(f"{part.source.label} has no rows.")
         if wrong and (conf.on_bad_row == "error" or len(wrong) == seen):
             raise bad_rows(wrong)
+        _check_columns(part)
+
+
+def _check_columns(part: Part) -> None:
+    """Refuse a mapped column that the rows don't have; a formatter of the user's may make it."""
+    if not part.conf.columns or part.formatter is not _as_it_stands:
+        return
+    rows = [raw for _, _, raw in islice(part.source, CHECKED_ROWS) if isinstance(raw, dict)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    for ours, theirs in part.conf.columns.items():
+        if ours not in IN_A_MESSAGE and theirs not in names:
+            found = ", ".join(map(str, list(names)[:NAMES]))
+            raise ConfigError(
+                f"data.columns.{ours}={theirs}: no row of {part.source.label} has such a column, found {found}."
+            )
 
 
 def bad_rows(sentences: list[str], more: int = 0) -> ConfigError:
@@ -176,10 +193,14 @@ def formatter_digest(conf: DataConf) -> str | None:
         return repr(function)
 
 
+def _as_it_stands(row: Any) -> Any:
+    return row
+
+
 def _formatter(conf: DataConf, own: SourceConf) -> Callable[[Any], Any]:
     """A row -> a row of a known format: as it stands, or as the user's own function makes it."""
     if conf.formatter is None:
-        return lambda row: row
+        return _as_it_stands
     function = load_socket("data.formatter", conf.formatter)
     if not callable(function):
         raise ConfigError(f"data.formatter={conf.formatter} must be a function that takes a row.")

@@ -18,7 +18,8 @@ def course(config: Config, report: dict[str, Any]) -> dict[str, float]:
     batches = math.ceil(rows.get("packs", rows["rows"]) / t.per_device_train_batch_size)
     a_pass = max(1, math.ceil(batches / t.gradient_accumulation_steps))
     steps = t.max_steps if t.max_steps > 0 else math.ceil(a_pass * t.num_train_epochs)
-    passes = steps / a_pass
+    whole, rest = divmod(steps, a_pass)  # the last step of a pass may have fewer batches
+    passes = whole + min(rest * t.gradient_accumulation_steps, batches) / batches
     return {"steps": steps, "epochs": round(passes, 3), "tokens": round(rows["tokens"] * passes)}
 
 
@@ -78,7 +79,7 @@ def _of_rows(split: str, report: dict[str, Any]) -> Iterator[str]:
     said = {
         "answers_cut": f"lose a part of what is supervised at {limit}: raise it, or set data.on_long_row=skip",
         "too_long": f"are above {limit} and were left out",
-        "duplicates": "repeat another row",
+        "duplicates": f"repeat another row within {limit}",
         "also_in_validation": "are validation rows too, and were left out of training",
         "unended": "have a supervised turn that no special token ends, so the model isn't taught to stop there: let the "
         "chat template write {{ eos_token }} after it",

@@ -1,6 +1,7 @@
 """Test documents and validation rows that the training rows hold."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,11 @@ def leaks(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenizerBase
         (folder / "found.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
     folder = build_once(cache / "leaks" / key, build)
-    return [str(sentence) for sentence in json.loads((folder / "found.json").read_text(encoding="utf-8"))]
+    try:
+        return [str(sentence) for sentence in json.loads((folder / "found.json").read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):  # damaged
+        shutil.rmtree(folder)
+        return leaks(config, prepared, tokenizer, cache)
 
 
 def _tasks_digest(conf: BenchmarkConf) -> list[str]:

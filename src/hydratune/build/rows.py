@@ -126,8 +126,8 @@ def _table(path: Path) -> Iterator[Any]:
 def _rows_of(batch: pa.RecordBatch, first: int, last: int) -> list[Any]:
     rows = batch.slice(first, last - first).to_pylist()
     if "arrow.json" in str(batch.schema):
-        return [{field.name: _with_json(row[field.name], field.type) for field in batch.schema} for row in rows]
-    return cast(list[Any], rows)
+        rows = [{field.name: _with_json(row[field.name], field.type) for field in batch.schema} for row in rows]
+    return [{name: without_nulls(value) for name, value in row.items()} for row in rows]
 
 
 def _with_json(value: Any, kind: pa.DataType) -> Any:
@@ -138,6 +138,15 @@ def _with_json(value: Any, kind: pa.DataType) -> Any:
         return [_with_json(inner, kind.value_type) for inner in value]
     if isinstance(value, dict):
         return {field.name: _with_json(value[field.name], field.type) for field in kind}
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without the keys that are null: a table gives each of a column's objects the keys of all of them."""
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return value
 
 

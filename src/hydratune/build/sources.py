@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from xxhash import xxh3_128
 
-from hydratune.build.rows import READERS, count_rows, kind_of, readable
+from hydratune.build.rows import READERS, count_rows, kind_of, readable, without_nulls
 from hydratune.config.schema import ConfigError, SourceConf
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -65,7 +65,9 @@ class Source:
 
 
 def _rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, map(without_nulls, values), strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def open_source(conf: SourceConf, key: str = "data.path", split_key: str = "data.split") -> Source:
@@ -149,7 +151,17 @@ def _folder(conf: SourceConf, folder: Path, key: str, split_key: str) -> Source:
             f"{split_key}={conf.split}: {folder} must hold one file {conf.split}.jsonl (or of another kind), or several "
             f"{conf.split}-*.jsonl, found {found}; all of a folder's files are {key}='{folder}/*.jsonl'."
         )
+    _refuse_missing_shards(named)
     return Source(str(folder), tuple(named))
+
+
+def _refuse_missing_shards(files: list[Path]) -> None:
+    """Shards say in their names how many there are: train-00000-of-00003.parquet."""
+    parts = [found for path in files if (found := re.fullmatch(r".*-(\d+)-of-(\d+)", _stem(path)))]
+    if parts and len(parts) < int(parts[0][2]):
+        raise ConfigError(
+            f"{files[0].parent} holds {len(parts)} of the {int(parts[0][2])} files {files[0].name} belongs to."
+        )
 
 
 def _stem(path: Path) -> str:

@@ -16,7 +16,7 @@ from xxhash import xxh3_64, xxh3_128
 SCHEMA = pa.schema(
     {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "file": pa.int32(), "number": pa.int32()}
 )
-REPORT = "report.json"
+REPORT, SEAL = "report.json", "report.digest"
 
 
 class Writer:
@@ -67,6 +67,7 @@ def seal(folder: Path, report: dict[str, Any]) -> None:
     """Write the report, with the size and digest of every other file, all of them on the disk when this returns."""
     files = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(folder.iterdir())}
     (folder / REPORT).write_text(json.dumps({**report, "files": files}, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / SEAL).write_text(_digest(folder / REPORT))
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -75,6 +76,8 @@ def seal(folder: Path, report: dict[str, Any]) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with the folder's files, as against its report; None where nothing is."""
     try:
+        if _digest(folder / REPORT) != (folder / SEAL).read_text():
+            return f"{REPORT} is not what was written"
         files = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
         for name, (size, digest) in files.items():
             if (folder / name).stat().st_size != size or _digest(folder / name) != digest:

@@ -18,7 +18,7 @@ from hydratune.formats import Chat, Text
 
 AT_ONCE = 1000  # rows that are rendered and tokenized together
 SHOWN = 5  # rows that the report names of each kind
-SERVED = 100  # rows whose prompt is rendered as it will be served, too
+SERVED = 100  # rows of each source whose prompt is rendered as it will be served, too
 TRIED = 20  # rows that are rendered before anything is started
 BINS = 8  # of the histogram of lengths
 
@@ -50,7 +50,7 @@ class Tokenizing:
         self.conf, self.renderer, self.max_length = conf, renderer, max_length
         self.folder = folder
         self.noted = {"training": Noted(), "validation": Noted()}
-        self.bad, self.seen, self.served = Noted(), 0, 0
+        self.bad, self.seen = Noted(), 0
         self.writers: dict[str, Writer] = {}
 
     def first_problems(self, parts: list[Part]) -> list[str]:
@@ -92,7 +92,7 @@ class Tokenizing:
 
     def _write(self, items: Iterator[Item], split: str) -> list[int]:
         """Write rows to `split`, or to validation where they are held out. Returns the positions of those in `split`."""
-        positions = []
+        positions, served = [], 0
         while chunk := list(islice(items, AT_ONCE)):
             self.seen += len(chunk)
             good = [item for item in chunk if not isinstance(item.example, ValueError)]
@@ -103,7 +103,8 @@ class Tokenizing:
                 continue  # only the number of the other bad rows is still asked for
             made = self.renderer.tokens([cast(Chat | Text, item.example) for item in good], self.conf.loss)
             into: dict[str, list[tuple[Item, Tokens]]] = {}
-            self._note_served(good, split)
+            self._note_served(good[: SERVED - served], split)
+            served += len(good)
             for item, tokens in zip(good, made, strict=True):
                 name = "validation" if item.held_out else split
                 if row := self._fitted(item, tokens, self.noted[name]):
@@ -116,8 +117,7 @@ class Tokenizing:
 
     def _note_served(self, items: list[Item], split: str) -> None:
         """Of the first rows, those that begin otherwise than what the model is asked in the same conversation."""
-        for item in items[: SERVED - self.served]:
-            self.served += 1
+        for item in items:
             if isinstance(item.example, Chat):
                 self.noted[split].note("not_as_served", item.place, not self.renderer.as_served(item.example))
 
@@ -203,14 +203,16 @@ class Tokenizing:
         writer, noted = self.writers[split], self.noted[split]
         rows = np.sort(order) if split == "training" else np.arange(len(writer.digests))
         lengths = writer.kept("length")[rows]
-        _, first, counts = np.unique(writer.digests[rows], return_index=True, return_counts=True)
-        noted.note_rows("duplicates", writer, rows[np.sort(first[counts > 1])], int((counts - 1).sum()))
+        _, first, inverse = np.unique(writer.digests[rows], return_index=True, return_inverse=True)
+        repeats = rows[first[inverse] != np.arange(len(rows))]
+        noted.note_rows("duplicates", writer, repeats, len(repeats))
+        edges = np.floor(np.linspace(0, self.max_length, BINS + 1)) + 0.5  # a length is a whole number
         return {
             "rows": len(rows),
             "tokens": int(lengths.sum()),
             "supervised_tokens": int(writer.kept("supervised")[rows].sum()),
             "longest": int(lengths.max()),
-            "lengths": np.histogram(lengths, np.linspace(0, self.max_length, BINS + 1))[0].tolist(),
+            "lengths": np.histogram(lengths, edges)[0].tolist(),
             "sources": list(writer.files),
             "found": dict(noted.counts),
             "first": noted.first,

@@ -132,7 +132,7 @@ def _adapter(config: Config) -> Iterator[Broken]:
     if config.merge.base == "dequantized" and q.kind == "none":
         yield Broken(
             ("merge.base", "quantization"),
-            f"merge.base=dequantized needs a quantized base, found quantization=none: set merge.base=original",
+            "merge.base=dequantized needs a quantized base, found quantization=none: set merge.base=original",
         )
 
 
