@@ -158,8 +158,9 @@ def test_rows_that_change_after_prepare_change_no_training(place: Place) -> None
     assert place.tell("prepare")["metrics"]["prepare/rows"] == 24
     # and where the cache has lost the tokens too, it is said instead of trained on
     shutil.rmtree(place.folder / "cache/tokens")
-    place.receipt("merge").unlink()
-    said = place.call("run_dir=run", "stages=[merge]", status=1).stderr
+    shutil.rmtree(place.folder / "run/checkpoints")
+    place.receipt("train").unlink()
+    said = place.call("run_dir=run", "stages=[train]", status=1).stderr
     assert "rows.jsonl is not what it was when this run prepared its tokens" in said and "Traceback" not in said
 
 
