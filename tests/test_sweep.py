@@ -107,18 +107,18 @@ def test_a_dry_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_jobs_run_and_one_that_fails_stops_no_other(base: list[str], hydratune: Command, tmp_path: Path) -> None:
-    typed = [*base, "trainer.max_length=2,128", "lora.r=4", "stages=[prepare,train]"]
+    typed = [*base, "data.validation_share=0.0001,0.3", "lora.r=4", "stages=[prepare,train]"]
     done = hydratune(*typed)
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "row 1: no supervised token is left within trainer.max_length=2; raise it." in done.stderr
-    assert "1 of 2 jobs failed: job 0 (trainer.max_length=2)" in done.stdout
+    assert "No row is left to validate on, of 24: set a larger data.validation_share" in done.stderr
+    assert "1 of 2 jobs failed: job 0 (data.validation_share=0.0001)" in done.stdout
     config = yaml.safe_load((tmp_path / "sweep/1/config.yaml").read_text())
-    assert (config["trainer"]["max_length"], config["lora"]["r"]) == (128, 4)
+    assert (config["data"]["validation_share"], config["lora"]["r"]) == (0.3, 4)
     adapter = json.loads((tmp_path / "sweep/1/adapter/adapter_config.json").read_text())
     assert adapter["r"] == 4
     assert not (tmp_path / "sweep/0/adapter").exists()
     words = yaml.safe_load((tmp_path / "sweep/1/.hydra/overrides.yaml").read_text())
-    assert "lora.r=4" in words and "trainer.max_length=128" in words
+    assert "lora.r=4" in words and "data.validation_share=0.3" in words
     again = hydratune(*typed[:-1], "stages=[prepare,train,merge,generate]", "generate.prompts=[hello]")
     assert again.returncode == 3
     assert "train     done: already finished, skipped" in again.stdout

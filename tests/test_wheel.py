@@ -110,8 +110,8 @@ def test_a_users_own_experiment(command, tmp_path: Path) -> None:
     config = yaml.safe_load(said)
     assert (config["name"], config["model"]["name_or_path"]) == ("x", "models/mine")
     assert config["model"]["package"] is config["model"]["gguf_file"] is None  # nothing of model=demo is left
-    assert (config["data"]["path"], config["data"]["loss"], config["data"]["column"]) == (
-        "nouns.jsonl", "completion", "messages",
+    assert (config["data"]["path"], config["data"]["loss"], config["data"]["columns"]) == (
+        "nouns.jsonl", "completion", {},
     )  # fmt: skip
     assert (config["quantization"]["kind"], config["quantization"]["bnb_4bit_use_double_quant"]) == ("nf4", True)
     assert (config["trainer"]["max_steps"], config["trainer"]["learning_rate"]) == (9, 3e-4)
