@@ -1,6 +1,7 @@
 """conf/data -> raw rows, one after another, from files, a saved dataset or the hub."""
 
 import glob
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,11 +57,8 @@ class Source:
             return [self.label, str(self.revision), self.dataset._fingerprint]
         found = []
         for path in self.files:
-            state = xxh3_128()
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    state.update(block)
-            found.append(f"{''.join(path.suffixes)} {state.hexdigest()}")
+                found.append(f"{''.join(path.suffixes)} {hashlib.file_digest(file, xxh3_128).hexdigest()}")
         return found
 
 

@@ -1,5 +1,6 @@
 """A folder of the token cache: rows as memory-mapped Arrow files, and a report that says what must be in it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -88,11 +89,8 @@ def damage(folder: Path) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    state = xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def _joined(rows: Dataset, packs: dict[str, list[list[int]]]) -> dict[str, list[Any]]:
