@@ -57,10 +57,14 @@ def test_the_same_settings_give_the_same_folder(conf: DataConf, tokenizer, tmp_p
     assert tokenizer.decode(rows[1]["input_ids"]) == tokenizer.apply_chat_template(CHAT[:2], tokenize=False)
 
 
-def test_where_the_rows_lie_is_nothing_that_counts(conf: DataConf, tokenizer, tmp_path: Path) -> None:
+def test_equal_rows_in_another_file_are_named_by_that_file(conf: DataConf, tokenizer, tmp_path: Path) -> None:
+    """Else a warning would send its reader to a file that somebody else has."""
     (tmp_path / "b.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
     moved = replace(conf, path=str(tmp_path / "b.jsonl"))
-    assert build_tokens(moved, tokenizer, 512, tmp_path) == build_tokens(conf, tokenizer, 512, tmp_path)
+    for one in (conf, moved):
+        report = Prepared(build_tokens(one, tokenizer, 512, tmp_path)).report["training"]
+        assert report["sources"] == [one.path]
+        assert all(place.startswith(f"{one.path}, row ") for places in report["first"].values() for place in places)
 
 
 def test_whatever_decides_the_tokens_gives_another_folder(conf: DataConf, tokenizer, tmp_path: Path) -> None:
