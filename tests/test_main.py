@@ -34,7 +34,7 @@ def arguments(tiny: Path, rows: Path, *more: str) -> list[str]:
         ("+trainer.extra.output_dir=x", "trainer.extra.output_dir belongs to run_dir."),
         ("+trainer.extra.adam_beta=0.9", "trainer.extra.adam_beta is not an option of the installed library"),
         ("+trainer.extra.packing=true", "trainer.extra.packing belongs to data.packing."),
-        ("lora.init_lora_weights=pissa", "changes the base weights too"),
+        ("lora.init_lora_weights=olora", "changes the base weights too"),
         ("generate.temperature=0.7", "generate.temperature=0.7 has no effect with generate.do_sample=false."),
         ("tracking.project=mine", "tracking.project=mine has no effect with tracking=off."),
         ("quantization.bnb_4bit_compute_dtype=float32", "has no effect with quantization=none."),

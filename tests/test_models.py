@@ -76,6 +76,7 @@ MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 PRESETS = {  # option of lora -> what gets an adapter in each decoder layer
     "all_linear": ATTENTION + MLP, "all_linear_r64": ATTENTION + MLP, "attention": ATTENTION, "mlp": MLP,
     "rslora": ATTENTION + MLP, "dora": ATTENTION + MLP, "language_model": ATTENTION + MLP,
+    "loraplus": ATTENTION + MLP, "pissa": ATTENTION + MLP,
 }  # fmt: skip
 CPU = Hardware(
     device="cpu", dtype="float32", compute_dtype="float32", precision="float32", optim="adamw_torch",

@@ -19,17 +19,22 @@ def check_adapter(config: Config, model: Any) -> None:
     import torch
     from peft import get_peft_model
 
-    from hydratune.build.lora import build_lora
+    from hydratune.build.lora import build_lora, rows_of_added
+    from hydratune.build.model import added_ids, make_room
     from hydratune.build.safetensors_folder import stored_quantized
     from hydratune.build.source import locate
 
     lora, skipped = config.lora, config.quantization.llm_int8_skip_modules or []
-    try:
-        built = build_lora(lora)
-    except (TypeError, ValueError):
-        return  # the check of the library's options says it
     quantized = getattr(model.config, "quantization_config", None)
     source, gguf = locate(config.model, cache_dir(config))
+    try:
+        added = added_ids(config.model, source, **gguf)
+        built = build_lora(lora, rows_of_added(lora, model, added))
+    except (ConfigError, TypeError, ValueError):
+        return  # the checks of the tokenizer and of the library's options say it
+    model = deepcopy(model)
+    if added:
+        make_room(model, max(added) + 1)
     if quantized and not gguf:
         raise ConfigError(stored_quantized(source))
     names = [name for name, _ in model.named_modules()]
@@ -59,16 +64,17 @@ def check_adapter(config: Config, model: Any) -> None:
         for number in lora.layers_to_transform or []
         if not 0 <= number < layers
     ]
+    wrong += _rows(config, model, added, getattr(built, "trainable_token_indices", None))
     if not wrong and built is not None:
         try:
             with torch.device("meta"):
-                tuned: Any = get_peft_model(deepcopy(model), built)
+                tuned: Any = get_peft_model(deepcopy(model), built)  # the checks below want the model as it was
         except (TypeError, ValueError, re.error) as error:
             said = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
             wrong.append(f"lora.target_modules={lora.target_modules}: {said}; {has}.")
         else:
             adapted = tuned.base_model.targeted_module_names
-            wrong += _not_mergeable(config, model, tuned)
+            wrong += _not_mergeable(config, model, tuned) + _not_pissa(config, model, tuned)
             beside = _beside_the_text(model, adapted)
             if beside:
                 wrong.append(
@@ -77,6 +83,65 @@ def check_adapter(config: Config, model: Any) -> None:
                 )
     if wrong:
         raise ConfigError(wrong)
+
+
+def _rows(config: Config, model: Any, added: Sequence[int], trained: Any) -> list[str]:
+    """That embedding and head have the rows that are to be trained, and can be resized; `trained` as peft takes them."""
+    from torch import nn
+
+    from hydratune.build.blueprint import blueprint_of
+
+    lora, known = config.lora, blueprint_of(model)
+    if not (added or lora.trainable_token_indices):
+        return []
+    rows, head = model.get_input_embeddings().weight.shape[0], model.get_output_embeddings()
+    found = [
+        f"lora.trainable_token_indices names token {number}, and the vocabulary has the tokens 0 to {rows - 1}."
+        for number in lora.trainable_token_indices or []
+        if number >= rows
+    ]
+    names = [name.removesuffix(".weight") for name in (known.embedding, known.head)]
+    embedding, last = (name.rpartition(".")[2] for name in names)
+    if lora.trainable_token_indices and embedding in (lora.modules_to_save or []):
+        found.append(
+            f"lora.modules_to_save={lora.modules_to_save} trains all of {embedding}, and lora.trainable_token_indices some "
+            "of its rows: leave one out."
+        )
+    of_head = bool(trained) and (known.tied or (isinstance(trained, dict) and names[1] in trained))
+    if of_head and isinstance(head, nn.Linear) and head.bias is not None:
+        found.append(
+            f"The model's {last} has a bias, which peft leaves out where it trains rows of it: set "
+            f"lora.modules_to_save=[{embedding},{last}]."
+        )
+    skipped = config.quantization.llm_int8_skip_modules
+    if added and config.quantization.kind != "none" and skipped is not None and last not in skipped:
+        found.append(
+            f"model.add_tokens resizes {last}, which quantization.llm_int8_skip_modules={skipped} leaves to be quantized: "
+            f"add {last} there."
+        )
+    return found
+
+
+def _not_pissa(config: Config, model: Any, tuned: Any) -> list[str]:
+    """That PiSSA can begin in every adapted layer, and be taken back exactly."""
+    from hydratune.build.blueprint import blueprint_of
+    from hydratune.build.hardware import resolve
+    from hydratune.build.pissa import is_pissa, not_by_pissa
+
+    if not is_pissa(config.lora):
+        return []
+    said = not_by_pissa(tuned, blueprint_of(model).head)
+    found = [said] if said else []
+    try:
+        dtype = resolve(config).dtype
+    except ConfigError:
+        return found  # said by the check of the hardware
+    if dtype != "float32":
+        found.append(
+            f"lora.init_lora_weights={config.lora.init_lora_weights} takes the adapter out of the base's weights, which "
+            f"{dtype} (model.dtype={config.model.dtype}) would round: set model.dtype=float32."
+        )
+    return found
 
 
 def _not_mergeable(config: Config, model: Any, tuned: Any) -> list[str]:

@@ -670,6 +670,65 @@ MISTAKES |= {
             "set lora=all_linear, or quantization=none."
         ],
     ),
+    "a decomposition that is none": Mistake(
+        ["lora.init_lora_weights=pissa_4", "quantization=none"],
+        [
+            "lora.init_lora_weights=pissa_4: lora.init_lora_weights is pissa, or pissa_niter_ and a number of iterations, "
+            "found 'pissa_4': set lora.init_lora_weights=pissa_niter_4."
+        ],
+    ),
+    "a decomposition of quantized weights": Mistake(
+        ["lora.init_lora_weights=pissa"],
+        [
+            "lora.init_lora_weights=pissa needs the base's own weights, found quantization=nf4: "
+            "set lora.init_lora_weights=true."
+        ],
+    ),
+    "a start that changes the base": Mistake(
+        ["lora.init_lora_weights=olora", "quantization=none"],
+        [
+            "lora.init_lora_weights=olora changes the base weights too, and merge puts the adapter onto the unchanged ones: "
+            "set lora.init_lora_weights=true."
+        ],
+    ),
+    "two learning rates of an optimizer that has none": Mistake(
+        ["lora.loraplus_lr_ratio=16", "trainer.optim=galore_adamw"],
+        [
+            "lora.loraplus_lr_ratio=16: lora.loraplus_lr_ratio needs an optimizer with a learning rate for each group of "
+            "weights, found trainer.optim=galore_adamw: set trainer.optim=adamw_torch."
+        ],
+    ),
+    "no token": Mistake(
+        ["model.add_tokens=[a,' ']"],
+        ["model.add_tokens=[a,' ']: model.add_tokens holds ' ', which is no token: leave it out."],
+    ),
+    "a token twice": Mistake(
+        ["model.add_tokens=[a,b,a]"],
+        ["model.add_tokens=[a,b,a]: model.add_tokens holds 'a' more than once: leave it out once."],
+    ),
+    "rows of an embedding in parts": Mistake(
+        ["model.add_tokens=[a]", "trainer.fsdp=true", "quantization=none"],
+        [
+            "model.add_tokens=[a]: model.add_tokens trains some rows of the embedding, which trainer.fsdp=true has in parts: "
+            "set trainer.fsdp=false."
+        ],
+    ),
+    "tokens that are no texts": Mistake(
+        ["model.add_tokens=[[a]]"], ["model.add_tokens=[[a]]: model.add_tokens is a list of texts, found [['a']]."]
+    ),
+    "a row below the first": Mistake(
+        [*OWN, "lora=x"],
+        [
+            "mine/lora/x.yaml:2: lora.trainable_token_indices takes each token id once, and none below 0, found -1: leave "
+            "it out."
+        ],
+        {"mine/lora/x.yaml": "kind: lora\ntrainable_token_indices: [3, -1]\n"},
+    ),
+    "rows that are no numbers": Mistake(
+        [*OWN, "lora=x"],
+        ["mine/lora/x.yaml:2: lora.trainable_token_indices is a list of whole numbers or null, found ['<s>']."],
+        {"mine/lora/x.yaml": "kind: lora\ntrainable_token_indices: ['<s>']\n"},
+    ),
     "a stage that is none": Mistake(
         ["stages=[trian]"],
         [

@@ -1,5 +1,6 @@
 """The three models of a run: its base, the base with the adapter as it was trained, and the merged folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def resized_rows(base: Any, adapter: Path) -> list[int]:
             shapes = [shape for name in held if len(shape := file.get_slice(name).get_shape()) == 2]
             found += [shape[0] for shape in shapes if shape[0] != rows and shape[1] == width][:1]
     return found
+
+
+def keep_vocabulary(model: Any, adapter: Path, added: Sequence[int]) -> None:
+    """Save the adapter again, with embedding and head as they were resized for `added` tokens.
+
+    peft does so by itself only where it can read the base's configuration, and not of a hub id without the hub.
+    """
+    if added and max(added) + 1 == model.get_input_embeddings().weight.shape[0]:
+        model.save_pretrained(str(adapter), save_embedding_layers=True)
 
 
 def named_model(

@@ -17,16 +17,8 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "chat_templates"
 
 def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedTokenizerBase:
     """The tokenizer with the chat template that the run asks for. Raises ConfigError where there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source,
-            revision=conf.revision,
-            trust_remote_code=conf.trust_remote_code,
-            token=conf.extra.get("token"),
-            **gguf,
-        )
-    except (OSError, ValueError) as error:
-        raise not_loaded("tokenizer", source, error) from None
+    tokenizer = _own_tokenizer(conf, source, **gguf)
+    _add(tokenizer, conf.add_tokens)
     if conf.chat_template:
         ours = TEMPLATES / f"{conf.chat_template}.jinja"
         path = ours if ours.is_file() else Path(conf.chat_template)
@@ -51,11 +43,36 @@ def load_model(
         quantization_config=build_quantization(quantization, hardware.compute_dtype) if quantization else None,
         trust_remote_code=conf.trust_remote_code,
         use_safetensors=True,  # other files may hold code
-        device_map=conf.device_map or ({"": 0} if hardware.device == "cuda" else None),
+        device_map=conf.device_map or ({"": torch.cuda.current_device()} if hardware.device == "cuda" else None),
         **conf.extra,
     )
     keep_gradients_on_cpu(model)
+    added = added_ids(conf, source)
+    if added:
+        make_room(model, max(added) + 1)
     return model
+
+
+def added_ids(conf: ModelConf, source: str, **gguf: str) -> list[int]:
+    """Ids of those of `add_tokens` that the model's own tokenizer lacks."""
+    return _add(_own_tokenizer(conf, source, **gguf), conf.add_tokens) if conf.add_tokens else []
+
+
+def make_room(model: PreTrainedModel, rows: int) -> None:
+    """Resize embedding and head where they have fewer rows; each new row is the mean of the others.
+
+    transformers' own resizing draws them at random, and the stages, which each load the model, would have others.
+    A mean bounds how much the other tokens' probabilities move (nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    """
+    known: Any = model
+    before = known.get_input_embeddings().weight.shape[0]
+    if rows <= before:
+        return
+    known.resize_token_embeddings(rows, mean_resizing=False)
+    for part in (known.get_input_embeddings(), known.get_output_embeddings()):  # one tensor where they are tied
+        for values in part.parameters() if part is not None else ():
+            if not values.is_meta:
+                values.data[before:] = values.data[:before].float().mean(0).to(values.dtype)
 
 
 def load_plain(
@@ -84,6 +101,28 @@ def run_tokenizer(conf: ModelConf, folders: Sequence[Path]) -> PreTrainedTokeniz
             if found.chat_template:
                 return _padded(found)
     return None
+
+
+def _own_tokenizer(conf: ModelConf, source: str, **gguf: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            source,
+            revision=conf.revision,
+            trust_remote_code=conf.trust_remote_code,
+            token=conf.extra.get("token"),
+            **gguf,
+        )
+    except (OSError, ValueError) as error:
+        raise not_loaded("tokenizer", source, error) from None
+
+
+def _add(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Make special tokens of those that the vocabulary lacks; returns their ids."""
+    known = tokenizer.get_vocab() if tokens else {}
+    new = [token for token in tokens if token not in known]
+    if new:
+        tokenizer.add_tokens(new, special_tokens=True)
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
 
 
 def _padded(tokenizer: Any) -> PreTrainedTokenizerBase:

@@ -33,7 +33,7 @@ def merge_with_peft(
     plain: Any = load_model(config.model, source, hardware)  # rounded as training had it
     plain = plain.float()
     described, known = Adapter(adapter), blueprint_of(plain)
-    resized = bool(resized_rows(plain, adapter))
+    resized = bool(resized_rows(plain, adapter) or config.model.add_tokens)
     refused = unmergeable(described, known.parameters) or not_by_peft(described, known, resized)
     if refused:
         raise RunError(refused)

@@ -1,16 +1,21 @@
 """Rules that span groups, each a sentence that ends with what to type. A single value is values.py's."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from hydratune.config.data_rules import broken_data_rules
 from hydratune.config.schema import STAGES, Broken, Config
+from hydratune.config.trainer_rules import broken_trainer_rules
 from hydratune.config.values import suggestion
 
 MODELS = ("base", "adapter", "merged")
 # initialisations of an adapter that change the base weights too, so that a merge onto the base would be wrong
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
+# beginnings of the names of optimizers that group the weights in their own way
+UNGROUPED = ("galore", "lomo", "adalomo", "apollo")
 
 
 def broken_rules(config: Config) -> list[Broken]:
@@ -21,7 +26,7 @@ def broken_rules(config: Config) -> list[Broken]:
         *_model(config),
         *broken_data_rules(config),
         *_adapter(config),
-        *_trainer(config),
+        *broken_trainer_rules(config),
     ]
 
 
@@ -105,7 +110,14 @@ def _adapter(config: Config) -> Iterator[Broken]:
             "set lora=all_linear, or quantization=none",
         )
     init = str(lora.init_lora_weights).lower()
-    if init.startswith(CHANGES_BASE):
+    if init.startswith("pissa") and q.kind == "none":
+        if not re.fullmatch(r"pissa(_niter_[1-9]\d*)?", init):
+            yield Broken(
+                ("lora.init_lora_weights",),
+                "lora.init_lora_weights is pissa, or pissa_niter_ and a number of iterations, found "
+                f"{lora.init_lora_weights!r}: set lora.init_lora_weights=pissa_niter_4",
+            )
+    elif init.startswith(CHANGES_BASE):
         why = (
             f"needs the base's own weights, found quantization={q.kind}"
             if q.kind != "none"
@@ -120,6 +132,14 @@ def _adapter(config: Config) -> Iterator[Broken]:
             ("lora.target_modules", "lora"),
             f"lora.target_modules is all-linear, a list or a regular expression, found {lora.target_modules!r}: "
             "set lora.target_modules=all-linear",
+        )
+    yield from _tokens(config)
+    wide = next((name for name in UNGROUPED if config.trainer.optim.startswith(name)), None)
+    if lora.loraplus_lr_ratio is not None and wide:
+        yield Broken(
+            ("lora.loraplus_lr_ratio", "trainer.optim"),
+            f"lora.loraplus_lr_ratio needs an optimizer with a learning rate for each group of weights, found "
+            f"trainer.optim={config.trainer.optim}: set trainer.optim=adamw_torch",
         )
     both = set(_names(lora.target_modules)) & set(lora.modules_to_save or [])
     if both:
@@ -136,21 +156,26 @@ def _adapter(config: Config) -> Iterator[Broken]:
         )
 
 
-def _trainer(config: Config) -> Iterator[Broken]:
-    t = config.trainer
-    if t.max_steps == 0:
-        yield Broken(("trainer.max_steps",), "trainer.max_steps is above 0, or -1 for whole epochs, found 0")
-    if 0 < t.max_steps <= t.warmup_steps:
+def _tokens(config: Config) -> Iterator[Broken]:
+    """That each name or number stands once, and can be one."""
+    tokens, ids = config.model.add_tokens, config.lora.trainable_token_indices or []
+    empty = [token for token in tokens if not token.strip()]
+    if empty:
+        yield Broken(("model.add_tokens",), f"model.add_tokens holds {empty[0]!r}, which is no token: leave it out")
+    again = [token for token, count in Counter(tokens).items() if count > 1]
+    if again:
+        yield Broken(("model.add_tokens",), f"model.add_tokens holds {again[0]!r} more than once: leave it out once")
+    if config.trainer.fsdp and config.lora.kind != "none" and (tokens or ids):
+        key = "model.add_tokens" if tokens else "lora.trainable_token_indices"
         yield Broken(
-            ("trainer.max_steps", "trainer.warmup_steps"),
-            f"trainer.warmup_steps={t.warmup_steps:g} takes all of trainer.max_steps={t.max_steps}, so the learning rate "
-            "never gets where it should: set a smaller trainer.warmup_steps",
+            (key, "trainer.fsdp"),
+            f"{key} trains some rows of the embedding, which trainer.fsdp=true has in parts: set trainer.fsdp=false",
         )
-    if config.lora.kind == "none" and t.precision == "float16" and config.model.dtype == "float16":
+    wrong = [number for number, count in Counter(ids).items() if count > 1 or number < 0]
+    if wrong:
         yield Broken(
-            ("trainer.precision", "model.dtype", "lora"),
-            "trainer.precision=float16 scales gradients of float32 weights, found model.dtype=float16: "
-            "set model.dtype=float32",
+            ("lora.trainable_token_indices",),
+            f"lora.trainable_token_indices takes each token id once, and none below 0, found {wrong[0]}: leave it out",
         )
 
 

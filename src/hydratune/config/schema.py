@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydratune.config.option import option
 from hydratune.formats import FORMATS
 
 
@@ -27,28 +28,6 @@ class RunError(Exception):
     """A run that failed, or a run folder in the wrong state: one sentence. Exit status 1."""
 
 
-def option(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    choices: Sequence[str] = (),
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> Any:
-    """A field with what `hydratune explain` says of it and what values.py checks.
-
-    Bounds: > `above`, >= `least`, < `below`, <= `most`. With `choices`, `default` is one of them.
-    """
-    known: dict[str, Any] = {"meaning": meaning, "unit": unit, "choices": tuple(choices)}
-    known |= {"above": above, "least": least, "below": below, "most": most}
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=known)
-    return field(default=default, metadata=known)
-
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -67,6 +46,7 @@ class ModelConf:
     device_map: str | None = option(None, "accelerate's placement of the layers, such as auto; null: one device")
     chat_template: str | None = option(None, "one of ours by name, or a .jinja file; null: the tokenizer's own")
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
+    add_tokens: list[str] = option([], "special tokens that the tokenizer gets; an adapter trains their embeddings")
     extra: dict[str, Any] = option({}, "further arguments of from_pretrained")
 
 
@@ -98,6 +78,14 @@ class LoraConf:
     use_rslora: bool = option(False, "scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
     use_dora: bool = option(False, "train magnitude and direction apart (arXiv:2402.09353)")
     init_lora_weights: Any = option(True, "true, or a method's name such as gaussian")
+    loraplus_lr_ratio: float | None = option(
+        None, "LoRA+: learning rate of B over that of A (arXiv:2402.12354); null: the same", above=0
+    )
+    trainable_token_indices: list[int] | None = option(
+        None,
+        "tokens whose embeddings are trained too; null: those of model.add_tokens, in the head too",
+        unit="token ids",
+    )
     modules_to_save: list[str] | None = option(None, "modules that are trained whole and saved with the adapter")
     layers_to_transform: list[int] | None = option(None, "numbers of the layers that get an adapter; null: all")
     rank_pattern: dict[str, Any] = option({}, "module name or regular expression -> its rank")
@@ -137,7 +125,9 @@ class DataConf(SourceConf):
     on_bad_row: str = option("error", "a row that can't be trained on", choices=("error", "skip"))
     max_bad_share: float = option(0.01, "share of bad rows above which skip is an error", least=0, below=1)
     packing: bool = option(False, "several rows in one of trainer.max_length (best fit), none seeing another")
-    padding_free: bool = option(False, "the rows of a batch in one line without padding, none seeing another")
+    padding_free: bool | None = option(
+        None, "the rows of a batch in one line without padding, none seeing another; null: wherever that is exact"
+    )
 
 
 @dataclass
@@ -161,6 +151,15 @@ class TrainerConf:
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0: never", least=0)
     optim: str = option("auto", "auto: paged_adamw_32bit for a quantized model on CUDA, else adamw_torch")
     precision: str = option("auto", "autocast of the products (bf16 and fp16 of transformers)", choices=DTYPES)
+    lean_loss: bool = option(
+        True, "the head on supervised tokens alone, where that is proven equal; false: trl's own loss"
+    )
+    torch_compile: bool = option(False, "compile the model with torch.compile, which takes minutes once")
+    fsdp: bool = option(False, "FSDP2: the weights in shards over the processes; needs CUDA")
+    load_best_model_at_end: bool = option(False, "end with the weights of the lowest validation loss, not the last")
+    early_stopping_patience: int | None = option(
+        None, "validation losses in a row without a lower one, after which training ends; null: never", above=0
+    )
     gradient_checkpointing: bool = option(False, "compute activations again instead of keeping them")
     logging_steps: int = option(1, "distance of the lines in train_log.jsonl", unit="optimizer steps", above=0)
     save_steps: int = option(500, "distance of the checkpoints", unit="optimizer steps", above=0)

@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from hydratune.config.schema import ConfigError
 
 REDACTED = "***"
-_NAME = re.compile(r"(^|_)(token|secret|passwd|password|credentials?|api_?key|access_key|private_key)($|_)", re.I)
+_NAME = re.compile(
+    r"(^|_)(token(?!_indices)|secret|passwd|password|credentials?|api_?key|access_key|private_key)($|_)", re.I
+)
 _URL = re.compile(r"(\w+://)[^/\s@]+@")
 _QUERY = re.compile(r"([?&][\w-]*(?:token|secret|passw|key|sig)[\w-]*=)[^&\s]+", re.I)
 _ENTRY = re.compile(r"([\w-]+)(\s*:\s*)([^,}\]]+)")  # name: value, in a mapping as it is typed
