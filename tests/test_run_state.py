@@ -187,31 +187,6 @@ def test_two_processes_never_share_a_run_directory(place: Place) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_window_of_the_log_that_a_stop_has_cut_is_marked(place: Place) -> None:
-    typed = [
-        *place.typed[:-1], "run_dir=cut", "trainer.max_steps=300", "trainer.logging_steps=50", "stages=[prepare,train]",
-        "trainer.save_steps=7",
-    ]  # fmt: skip
-    process = subprocess.Popen(place.command(*typed), cwd=place.folder, env=place.env, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (place.folder / "cut/checkpoints/checkpoint-56").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    said = place.call(*typed).stdout
-    last = int(said.split("going on from checkpoint-")[1].split()[0])
-    entries = [json.loads(line) for line in (place.folder / "cut/train_log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries] == [50, 100, 150, 200, 250, 300]
-    window = last - last % 50 + 50
-    assert {entry["step"]: entry["since"] for entry in entries if "since" in entry} == (
-        {window: last} if last % 50 else {}
-    )
-    seconds = [entry["seconds"] for entry in entries]
-    assert seconds == sorted(seconds) and json.loads((place.folder / "cut/metrics.json").read_text())[
-        "train/seconds"
-    ] >= round(seconds[-1], 1)
-
-
 def test_the_bar_on_a_terminal(place: Place) -> None:
     """Each state overwrites the one before, none is wider than the terminal, and what follows has a line of its own."""
     ours, theirs = pty.openpty()

@@ -17,7 +17,7 @@ from xxhash import xxh3_64, xxh3_128
 SCHEMA = pa.schema(
     {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "file": pa.int32(), "number": pa.int32()}
 )
-REPORT, SEAL = "report.json", "report.digest"
+REPORT = "report.json"
 
 
 class Writer:
@@ -64,28 +64,38 @@ class Writer:
         self.sink.close()
 
 
-def seal(folder: Path, report: dict[str, Any]) -> None:
+def seal(folder: Path, report: dict[str, Any], name: str = REPORT) -> None:
     """Write the report, with the size and digest of every other file, all of them on the disk when this returns."""
-    files = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(folder.iterdir())}
-    (folder / REPORT).write_text(json.dumps({**report, "files": files}, indent=2, ensure_ascii=False), encoding="utf-8")
-    (folder / SEAL).write_text(_digest(folder / REPORT))
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
+    (folder / name).write_text(json.dumps({**report, "files": files}, indent=2, ensure_ascii=False), encoding="utf-8")
+    _seal_of(folder, name).write_text(_digest(folder / name))
+    for path in [*folder.rglob("*"), folder]:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, name: str = REPORT) -> str | None:
     """What is wrong with the folder's files, as against its report; None where nothing is."""
     try:
-        if _digest(folder / REPORT) != (folder / SEAL).read_text():
-            return f"{REPORT} is not what was written"
-        files = json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"]
-        for name, (size, digest) in files.items():
-            if (folder / name).stat().st_size != size or _digest(folder / name) != digest:
-                return f"{name} is not what was written"
+        if _digest(folder / name) != _seal_of(folder, name).read_text():
+            return f"{name} is not what was written"
+        files = json.loads((folder / name).read_text(encoding="utf-8"))["files"]
+        for path, (size, digest) in files.items():
+            if (folder / path).stat().st_size != size or _digest(folder / path) != digest:
+                return f"{path} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _seal_of(folder: Path, name: str) -> Path:
+    return (folder / name).with_suffix(".digest")
 
 
 def _digest(path: Path) -> str:
@@ -94,10 +104,12 @@ def _digest(path: Path) -> str:
 
 
 def _joined(rows: Dataset, packs: dict[str, list[list[int]]]) -> dict[str, list[Any]]:
-    """Of each pack its rows one after another, and their lengths as `seq_lengths`."""
-    found: dict[str, list[Any]] = {"input_ids": [], "labels": [], "seq_lengths": []}
+    """Of each pack its rows one after another, their lengths as `seq_lengths`, and the file and number of each."""
+    found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "seq_lengths", "file", "number")}
     for members in packs["rows"]:
         part = rows[members]
+        for name in ("file", "number"):
+            found[name].append(part[name])
         for name in ("input_ids", "labels"):
             found[name].append(list(chain.from_iterable(part[name])))
         found["seq_lengths"].append([len(ids) for ids in part["input_ids"]])

@@ -3,10 +3,14 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SECONDS_A_LINE = 15  # of progress, on a screen that is no terminal
+
+_shown = 0.0  # when such a line was last written, monotonic
 _screen = 1  # file descriptor; written to without a buffer, since a signal's handler may speak at any moment
 _bar_open = False  # whether the last line on the screen is a bar that has not ended
 
@@ -36,10 +40,12 @@ def on_terminal() -> bool:
 
 
 def progress(done: int, total: int, text: str) -> None:
-    """`done` of `total` steps."""
-    global _bar_open
+    """`done` of `total` steps: a bar on a terminal, else a line now and then, and for the last step."""
+    global _bar_open, _shown
     if not on_terminal():
-        say(f"  step {done}/{total}  {text}")
+        if done == total or time.monotonic() - _shown >= SECONDS_A_LINE:
+            _shown = time.monotonic()
+            say(f"  step {done}/{total}  {text}")
         return
     filled = 24 * done // total
     line = f"  {'█' * filled}{'░' * (24 - filled)} step {done}/{total}  {text}"
