@@ -8,7 +8,7 @@ BENCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SHELL_SCRIPTS := .ci/run $(wildcard launchers/*.sbatch tests/slurm/*.sh)
+SHELL_SCRIPTS := .ci/run $(wildcard launchers/*.sbatch launchers/*.sh tests/slurm/*.sh)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-gpu bench lint format types shellcheck wheel clean

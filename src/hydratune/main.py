@@ -20,6 +20,7 @@ from hydratune.config.saved import settled
 from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
 from hydratune.config.typed import Typed, split_arguments
+from hydratune.run.ranks import Ranks, leading, take_ranks, together
 
 
 def main() -> None:
@@ -27,7 +28,13 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we choose the words
     try:
         with _plain_errors():
-            _command(sys.argv[1:])
+            me = take_ranks()
+            if me.rank:
+                from hydratune.follow import follow
+
+                follow(me)
+        with leading(me), _plain_errors():
+            _command(sys.argv[1:], me)
     except KeyboardInterrupt:  # before a run has begun, and has taken the signals over
         sys.exit(130)
     except BrokenPipeError:  # hydratune --help | head
@@ -35,7 +42,7 @@ def main() -> None:
         sys.exit(141)
 
 
-def _command(arguments: list[str]) -> None:
+def _command(arguments: list[str], me: Ranks) -> None:
     if arguments == ["--version"]:
         return print(f"hydratune {version('hydratune')}")
     typed = split_arguments(arguments)
@@ -48,7 +55,7 @@ def _command(arguments: list[str]) -> None:
 
         return print_completions()
     with _plain_errors(typed):
-        _refuse_combinations(typed)
+        _refuse_combinations(typed, me)
         if typed.asked is not None:
             from hydratune.config.explain import explain
 
@@ -56,10 +63,14 @@ def _command(arguments: list[str]) -> None:
         if not typed.completes and looks_wrong(typed):
             refuse_mistakes(typed)
         sys.argv[1:] = typed.rest
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(lambda c: _run(c, typed))()
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(lambda c: _run(c, typed, me))()
 
 
-def _refuse_combinations(typed: Typed) -> None:
+def _refuse_combinations(typed: Typed, me: Ranks) -> None:
+    if typed.multirun and me.world_size > 1:
+        raise ConfigError(
+            f"A sweep's jobs are processes of their own, and {me.world_size} were started: type it without torchrun or srun."
+        )
     if typed.from_run and (typed.multirun or any(word.startswith("sweep=") for word in typed.overrides)):
         raise ConfigError(
             "--from begins one run, and a sweep many: leave it out, and choose the settings by experiment=X."
@@ -73,10 +84,11 @@ def _refuse_combinations(typed: Typed) -> None:
             raise ConfigError(f"{word} has no use here: leave it out.")
 
 
-def _run(composed: DictConfig, typed: Typed) -> float | None:
+def _run(composed: DictConfig, typed: Typed, me: Ranks) -> float | None:
     """One run. Returns its objective, for Hydra's sweepers."""
     with _plain_errors(typed):  # here, so that Hydra adds no words of its own
         from hydratune import pipeline, preflight  # late: --help and --cfg need neither
+        from hydratune.follow import check_ranks
         from hydratune.run.signals import handled, stop
 
         config = settled(composed, typed)
@@ -85,11 +97,15 @@ def _run(composed: DictConfig, typed: Typed) -> float | None:
             _show_rows(config, typed.rows)
             return None
         pipeline.check_inputs(config)
+        stages = pipeline.unfinished(config)
+        check_ranks(config, stages, me)
         sys.argv[1:] = [redacted_override(word) for word in sys.argv[1:]]  # which a tracker records
         try:
             with handled(stop):
-                preflight.check(config, pipeline.unfinished(config))
-                return pipeline.run(config, typed.overrides)
+                if me.world_size > 1:
+                    together(me)  # whom the checks must know of
+                preflight.check(config, stages)
+                return pipeline.run(config, typed.overrides, me)
         except (ConfigError, RunError):
             raise
         except Exception:  # a crash: Hydra would print the overrides with it, and secrets among them

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ import yaml
 from hydratune.config.load import saved_form
 from hydratune.config.schema import STAGES, Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
+from hydratune.follow import SHARED, shared
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
+from hydratune.run.ranks import ALONE, Ranks
 from hydratune.run.table import certificate_text, comparison_table, samples_text
 
 
-def run(config: Config, typed: list[str]) -> float | None:
+def run(config: Config, typed: list[str], me: Ranks = ALONE) -> float | None:
     """Run `config.stages` in the run directory. Returns the last training loss."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
@@ -47,7 +49,7 @@ def run(config: Config, typed: list[str]) -> float | None:
                 write_atomically(run_dir.overrides, yaml.safe_dump(words))
             with run_dir.commands.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "typed": words}) + "\n")
-            _run_stages(config, run_dir)
+            _run_stages(config, run_dir, me)
     metrics = _collect(run_dir)
     comparison = run_dir.benchmark / "comparison.json"
     if "evaluate" in config.stages and comparison.is_file():
@@ -161,7 +163,7 @@ def _skipped(stage: str, run_dir: RunDir) -> str:
     return f"{stage:9} {done['status']}" if done["status"] != "done" else f"{stage:9} done: already finished, skipped"
 
 
-def _run_stages(config: Config, run_dir: RunDir) -> None:
+def _run_stages(config: Config, run_dir: RunDir, me: Ranks) -> None:
     hardware: Any = None
     for stage in config.stages:
         if _finished(stage, config, run_dir):
@@ -180,18 +182,26 @@ def _run_stages(config: Config, run_dir: RunDir) -> None:
             if hardware is None:
                 hardware = importlib.import_module("hydratune.build.hardware").resolve(config)
                 say("  " + " ".join(f"{key}={value}" for key, value in asdict(hardware).items()))
-            with _disk_errors(stage, run_dir):
-                metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, hardware)
+            here = replace(hardware, world_size=me.world_size if stage in SHARED else 1)
+            with _disk_errors(stage, run_dir), shared(stage, config, run_dir, here, me):
+                metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, here)
         seconds = time.monotonic() - start
         said = {"findings": metrics.pop("findings")} if "findings" in metrics else {}
         facts |= {
             "status": "done",
             "seconds": round(seconds, 2),
             "metrics": metrics,
-            "hardware": asdict(hardware),
+            "hardware": asdict(here),
+            **({"batch_rows": _batch_rows(config, me)} if stage == "train" else {}),
         } | said
         receipt.write(run_dir, stage, facts | {"outputs": run_dir.written_since(began)})
         say(f"{stage:9} done in {seconds:.0f} s")
+
+
+def _batch_rows(config: Config, me: Ranks) -> int:
+    """Rows of an optimizer step, of all processes."""
+    trainer = config.trainer
+    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * me.world_size
 
 
 @contextmanager

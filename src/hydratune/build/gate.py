@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from hydratune.build.together import world_size
 from hydratune.config.schema import Config
 
 MANY_PASSES = 10
@@ -15,7 +16,7 @@ FEW_SUPERVISED = 0.01
 def course(config: Config, report: dict[str, Any]) -> dict[str, float]:
     """Optimizer steps, passes over the rows, and tokens that training will see."""
     t, rows = config.trainer, report["training"]
-    batches = math.ceil(rows.get("packs", rows["rows"]) / t.per_device_train_batch_size)
+    batches = math.ceil(rows.get("packs", rows["rows"]) / (t.per_device_train_batch_size * world_size()))
     a_pass = max(1, math.ceil(batches / t.gradient_accumulation_steps))
     steps = t.max_steps if t.max_steps > 0 else math.ceil(a_pass * t.num_train_epochs)
     whole, rest = divmod(steps, a_pass)  # the last step of a pass may have fewer batches

@@ -1,11 +1,11 @@
 """`auto` settled on the machine where the job runs; what the machine can't do, refused."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 import torch
 
+from hydratune.build.together import world_size
 from hydratune.config.schema import Config, ConfigError
 
 
@@ -19,16 +19,34 @@ class Hardware:
     precision: str  # autocast
     optim: str
     attn_implementation: str
+    world_size: int = 1  # processes
 
 
-def _processes() -> list[str]:
-    """What is wrong with how many processes were started: each would take itself for the only one."""
-    environment = os.environ
-    if int(environment.get("WORLD_SIZE", "1")) > 1:
-        return [f"WORLD_SIZE={environment['WORLD_SIZE']}: a run is one process; start it without torchrun."]
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return [f"This Slurm step has {environment['SLURM_STEP_NUM_TASKS']} tasks: a run is one; set --ntasks=1."]
-    return []
+def _processes(config: Config, cuda: bool) -> list[str]:
+    """What does not fit how many processes there are."""
+    wrong = []
+    if world_size() > 1 and config.model.device_map:
+        wrong.append(
+            f"model.device_map={config.model.device_map} is one process's placement of a model on several devices, and "
+            f"{world_size()} processes were started, each with a device of its own: set model.device_map=null."
+        )
+    if not config.trainer.fsdp:
+        return wrong
+    if not cuda:  # accelerate would train without it, and not say so
+        wrong.append("trainer.fsdp=true needs CUDA, and this machine has none: set trainer.fsdp=false.")
+    elif world_size() == 1:
+        wrong.append(
+            "trainer.fsdp=true puts the weights in shards over processes, and one was started: start the run by "
+            "launchers/node.sh, or set trainer.fsdp=false."
+        )
+    if config.quantization.kind == "int8":
+        wrong.append("trainer.fsdp=true can't shard LLM.int8's weights: set quantization=nf4, or trainer.fsdp=false.")
+    if config.trainer.optim.startswith("paged") or "8bit" in config.trainer.optim:
+        wrong.append(
+            f"trainer.optim={config.trainer.optim} is bitsandbytes', which knows no weights in shards: "
+            "set trainer.optim=adamw_torch, or trainer.fsdp=false."
+        )
+    return wrong
 
 
 def resolve(config: Config) -> Hardware:
@@ -36,7 +54,7 @@ def resolve(config: Config) -> Hardware:
     cuda = torch.cuda.is_available()
     # bf16 products are slower than float32 ones on CPUs without AMX, so a CPU's auto is float32
     best = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
-    wrong = _processes()
+    wrong = _processes(config, cuda)
     if not cuda:
         if config.model.device_map and "cuda" in config.model.device_map:
             wrong.append(
@@ -61,19 +79,27 @@ def resolve(config: Config) -> Hardware:
             "model.attn_implementation=flash_attention_2 needs the package flash-attn: "
             "pip install flash-attn, or set model.attn_implementation=sdpa."
         )
-    if wrong:
-        raise ConfigError(wrong)
 
     def settle(value: str, default: str) -> str:
         return default if value == "auto" else value
 
-    paged = cuda and config.quantization.kind != "none"
+    # what trains needs float32's digits: 16 bits would round most of an optimizer's steps away
+    dtype = settle(config.model.dtype, "float32" if config.lora.kind == "none" else best)
+    storage = config.quantization.bnb_4bit_quant_storage
+    if config.trainer.fsdp and config.quantization.kind in ("nf4", "fp4") and storage != dtype:
+        wrong.append(  # accelerate would leave the quantized weights whole on each device
+            f"trainer.fsdp=true shards 4-bit weights only where they are stored in the others' type, {dtype}, found "
+            f"{storage}: set quantization.bnb_4bit_quant_storage={dtype}."
+        )
+    if wrong:
+        raise ConfigError(wrong)
+    paged = cuda and config.quantization.kind != "none" and not config.trainer.fsdp
     return Hardware(
         device="cuda" if cuda else "cpu",
-        # what trains needs float32's digits: 16 bits would round most of an optimizer's steps away
-        dtype=settle(config.model.dtype, "float32" if config.lora.kind == "none" else best),
+        dtype=dtype,
         compute_dtype=settle(config.quantization.bnb_4bit_compute_dtype, best),
         precision=settle(config.trainer.precision, best),
         optim=settle(config.trainer.optim, "paged_adamw_32bit" if paged else "adamw_torch"),
         attn_implementation=settle(config.model.attn_implementation, "sdpa"),
+        world_size=world_size(),
     )
