@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(CONF_DIR).with_suffix("") for path in CONF_DIR.r
 OPTIONS = sorted(path.relative_to(CONF_DIR).with_suffix("") for path in CONF_DIR.rglob("*/*.yaml"))
 # an option that leaves something for the user to give
 GIVEN = {"model/local": ["model.name_or_path=gpt2"], "data/jsonl": ["data.path=rows.jsonl"]}
-GIVEN |= {"lora/none": ["quantization=none"]}
+GIVEN |= {"lora/none": ["quantization=none"], "lora/pissa": ["quantization=none"]}
 
 
 def composed(*overrides: str) -> Config:
@@ -26,7 +26,7 @@ def composed(*overrides: str) -> Config:
 
 
 def test_all_options_are_found() -> None:
-    assert len(OPTIONS) == 43
+    assert len(OPTIONS) == 46
     assert {*OPTIONS, Path("config")} == {*FILES}
 
 

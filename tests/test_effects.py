@@ -106,6 +106,12 @@ def of_lora(name: str) -> Probe:
     return probe
 
 
+def learning_rates(config: Config, bench: Bench) -> list[float]:
+    """Of the optimizer's groups."""
+    made = built_trainer(config, bench).create_optimizer()
+    return [group["lr"] for group in made.param_groups if group["params"]]
+
+
 def of_quantization(name: str) -> Probe:
     return lambda config, bench: getattr(
         quantization.build_quantization(config.quantization, resolve(config).compute_dtype), name
@@ -166,8 +172,16 @@ def asked_of_the_hub(config: Config, bench: Bench) -> Any:
 
 def lines_of_a_batch(config: Config, bench: Bench) -> Any:
     """Shape of a batch of two rows."""
-    collate = train._collator(config, resolve(config), 0)
-    return collate([{"input_ids": [1], "labels": [1]}, {"input_ids": [1, 2], "labels": [1, 2]}])["input_ids"].shape
+    config.trainer.max_steps, config.trainer.per_device_train_batch_size = 1, 2
+    made = built_trainer(config, bench)
+    return next(iter(made.get_train_dataloader()))["input_ids"].shape[0]
+
+
+def built_trainer(config: Config, bench: Bench) -> Any:
+    run = RunDir(bench.new / "run")
+    config.cache_dir = str(bench.new / "cache")
+    prepare.run(config, run, resolve(config))
+    return train.build_trainer(config, run, resolve(config))
 
 
 def written(pattern: str) -> Probe:
@@ -321,6 +335,7 @@ EFFECTS = {
     "model.device_map": Effect(None, "auto", of_loading("device_map"), same=True),
     "model.chat_template": Effect(None, "FILES/mine.jinja", rendered),
     "model.trust_remote_code": Effect(False, True, of_loading("trust_remote_code", both=True)),
+    "model.add_tokens": Effect([], ["<|think|>"], lambda config, bench: len(load_tokenizer(config.model, bench.tiny))),
     "model.extra": Effect({}, {"variant": "fp16"}, of_loading("variant")),
     "quantization.kind": Effect("nf4", "fp4", of_quantization("bnb_4bit_quant_type"), same=True),
     "quantization.bnb_4bit_use_double_quant": Effect(
@@ -346,6 +361,8 @@ EFFECTS = {
     "lora.use_rslora": Effect(False, True, of_lora("use_rslora"), same=True),
     "lora.use_dora": Effect(False, True, of_lora("use_dora"), same=True),
     "lora.init_lora_weights": Effect(True, "gaussian", of_lora("init_lora_weights"), same=True),
+    "lora.loraplus_lr_ratio": Effect(None, 16.0, learning_rates),
+    "lora.trainable_token_indices": Effect(None, [3, 5], of_lora("trainable_token_indices"), same=True),
     "lora.modules_to_save": Effect(None, ["lm_head"], of_lora("modules_to_save"), same=True),
     "lora.layers_to_transform": Effect(
         None, [0], of_lora("layers_to_transform"), {"lora.target_modules": ["q_proj"]}, same=True
@@ -390,6 +407,20 @@ EFFECTS = {
     "trainer.max_grad_norm": Effect(1.0, 0.3, sft("max_grad_norm"), same=True),
     "trainer.optim": Effect("auto", "sgd", sft("optim")),
     "trainer.precision": Effect("float32", "bfloat16", sft("bf16")),
+    "trainer.lean_loss": Effect(True, False, lambda config, bench: built_trainer(config, bench).lean, {"lora.kind": "lora"}),
+    "trainer.torch_compile": Effect(False, True, sft("torch_compile"), same=True),
+    # on a machine without CUDA it is refused, so the settled hardware is that of a run without it
+    "trainer.fsdp": Effect(
+        False, True, lambda config, _: bool(trainer.build_trainer_args(config, resolve(Config()), Path("out")).fsdp)
+    ),
+    "trainer.load_best_model_at_end": Effect(
+        False, True, sft("load_best_model_at_end"), {**HELD_OUT, "trainer.eval_steps": 100}, same=True
+    ),
+    "trainer.early_stopping_patience": Effect(
+        None, 3,
+        lambda config, bench: [vars(one)["early_stopping_patience"] for one in trainer.load_callbacks(config.trainer)],
+        {**HELD_OUT, "trainer.eval_steps": 100},
+    ),
     "trainer.gradient_checkpointing": Effect(False, True, sft("activation_checkpointing"), same=True),
     "trainer.logging_steps": Effect(1, 10, sft("logging_steps"), same=True),
     "trainer.save_steps": Effect(500, 10, sft("save_steps"), same=True),
@@ -584,7 +615,10 @@ def test_names_of_sftconfig(bench: Bench) -> None:
     names = passed(trainer, "SFTConfig", lambda: trainer.build_trainer_args(config, resolve(config), Path(".")), bench)
     assert names <= {one.name for one in fields(SFTConfig)}
     typed = {one.name for one in fields(config.trainer)}
-    ours = {"kind", "optim", "precision", "gradient_checkpointing", "callbacks", "extra"}  # settled, or not SFTConfig's
+    ours = {  # settled, or not SFTConfig's
+        "kind", "optim", "precision", "gradient_checkpointing", "callbacks", "extra", "lean_loss",
+        "early_stopping_patience", "fsdp",
+    }  # fmt: skip
     assert typed - ours <= names
 
 
@@ -593,7 +627,7 @@ def test_names_of_loraconfig(bench: Bench) -> None:
     conf.kind = "lora"
     names = passed(lora, "LoraConfig", lambda: lora.build_lora(conf), bench)
     assert names <= {one.name for one in fields(LoraConfig)}
-    assert names == {one.name for one in fields(conf)} - {"kind", "extra"} | {"task_type"}
+    assert names == {one.name for one in fields(conf)} - {"kind", "extra", "loraplus_lr_ratio"} | {"task_type"}
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

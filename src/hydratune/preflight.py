@@ -20,7 +20,7 @@ from hydratune.preflight_data import check_data, check_rendered
 # what decides which modules an adapter gets, whatever its rank
 ADAPTED = (
     "lora.kind", "lora.bias", "lora.use_dora", "lora.init_lora_weights", "lora.target_modules", "lora.modules_to_save",
-    "lora.layers_to_transform", "lora.rank_pattern", "lora.alpha_pattern", "lora.extra",
+    "lora.layers_to_transform", "lora.trainable_token_indices", "lora.rank_pattern", "lora.alpha_pattern", "lora.extra",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     """The sentences of each job, of which jobs with the same settings share the work."""
     for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    _import_libraries(jobs)
     answers: dict[str, list[str]] = {}
 
     def ask(step: Callable[[Config], None], config: Config, reads: tuple[str, ...]) -> list[str]:
@@ -60,6 +61,14 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
             ]
             found.append(list(dict.fromkeys(said)))
     return found
+
+
+def _import_libraries(jobs: Sequence[tuple[Config, list[str]]]) -> None:
+    if any(stages for _, stages in jobs):
+        from hydratune.build.libraries import import_libraries
+
+        training = any("train" in stages for _, stages in jobs)
+        import_libraries(training, any(config.tracking.kind == "wandb" for config, _ in jobs))
 
 
 def _hardware(config: Config) -> None:

@@ -25,6 +25,14 @@ class Sample:
     cpu: float  # seconds, user and system, with the children that it waited for
     anon: float  # MiB, peak of RssAnon: memory that no file backs
     first: float  # seconds until `mark` was printed; nan where it was not
+    first_cpu: float = float("nan")  # CPU seconds until then
+    after: float = float("nan")  # CPU seconds from there to the last time that `mark` or `last` was printed
+    tokens: int = 0  # that were trained on meanwhile
+
+    @property
+    def speed(self) -> float:
+        """Tokens a CPU second, after the first step."""
+        return self.tokens / self.after
 
 
 QUANTITIES: dict[str, tuple[str, Callable[[Sample], float]]] = {
@@ -32,10 +40,14 @@ QUANTITIES: dict[str, tuple[str, Callable[[Sample], float]]] = {
     "cpu": ("CPU, s", lambda sample: sample.cpu),
     "anon": ("peak anonymous memory, MiB", lambda sample: sample.anon),
     "first": ("until step 1 is done, s", lambda sample: sample.first),
+    "first_cpu": ("until step 1 is done, CPU s", lambda sample: sample.first_cpu),
+    "speed": ("real tokens a CPU s (more is better)", lambda sample: sample.speed),
 }
 
 
-def run(command: list[str], cwd: Path, mark: bytes | None = None, fails: bool = False) -> Sample:
+def run(
+    command: list[str], cwd: Path, mark: bytes | None = None, fails: bool = False, last: bytes | None = None
+) -> Sample:
     """Measure `command` in `cwd`; stops the benchmark where it ends other than `fails` says."""
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
@@ -44,11 +56,13 @@ def run(command: list[str], cwd: Path, mark: bytes | None = None, fails: bool = 
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, ended))
     watcher.start()
-    said, first = b"", float("nan")
+    said, first, first_cpu, last_cpu = b"", float("nan"), float("nan"), float("nan")
     while chunk := process.stdout.read(65536):
         said += chunk
         if mark and first != first and mark in said:
-            first = time.monotonic() - began
+            first, first_cpu = time.monotonic() - began, _cpu(process.pid)
+        if last and last in chunk:
+            last_cpu = _cpu(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen itself need not wait any more
@@ -57,7 +71,13 @@ def run(command: list[str], cwd: Path, mark: bytes | None = None, fails: bool = 
     watcher.join()
     if bool(process.returncode) != fails:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{said.decode(errors='replace')[-3000:]}")
-    return Sample(wall, usage.ru_utime + usage.ru_stime, peak[0], first)
+    return Sample(wall, usage.ru_utime + usage.ru_stime, peak[0], first, first_cpu, last_cpu - first_cpu)
+
+
+def _cpu(pid: int) -> float:
+    """Seconds, user and system, up to now."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _watch(pid: int, peak: list[float], ended: threading.Event) -> None:

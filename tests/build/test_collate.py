@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hydratune.build.collate import IGNORED, Collator, separates
+from hydratune.build.collate import IGNORED, Collator
+from hydratune.build.proofs import separates
 from hydratune.build.quantization import keep_gradients_on_cpu
 
 PACKS = [[7, 12, 1], [9, 5]]  # tokens of each row in each pack

@@ -271,10 +271,11 @@ def test_a_model_that_lets_packed_rows_see_one_another_is_refused(tiny: Path, ro
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     tokenizer.save_pretrained(tmp_path / "opt")
     done = hydratune(
-        "model=local", "model.name_or_path=opt", f"data.path={rows}", "data.packing=true", "run_dir=run", *TRAINED
-    )
+        "model=local", "model.name_or_path=opt", f"data.path={rows}", "data.packing=true", "run_dir=run",
+        "model.attn_implementation=eager", *TRAINED,
+    )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == (
-        "hydratune: In this model, with attention sdpa, packed rows see one another: set data.packing=false and "
+        "hydratune: In this model, with attention eager, packed rows see one another: set data.packing=false and "
         "data.padding_free=false.\n"
     )

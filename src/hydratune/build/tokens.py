@@ -76,7 +76,8 @@ def _key(
         [version(library) for library in ("tokenizers", "transformers")],
         [part.identity() for part in parts],
         [part.identity() for part in held_out],
-        {**kept, "name": None, "revision": None, "split": None, "validation_split": None},
+        # how rows become batches is no matter of tokens
+        {**kept, "name": None, "revision": None, "split": None, "validation_split": None, "padding_free": None},
         formatter_digest(conf),
         max_length,
         tokenizer.chat_template,

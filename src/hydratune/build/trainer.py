@@ -1,20 +1,36 @@
 """conf/trainer -> trl.SFTConfig and the trainer that takes it."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig
 
+from hydratune.build.batches import Batches, build_batches
+from hydratune.build.checkpoints import CheckpointedTrainer
+from hydratune.build.collate import IGNORED, NO_INPUTS, Counted
+from hydratune.build.even import Filled, fill_up
 from hydratune.build.hardware import Hardware
+from hydratune.build.lean_loss import add_lean_loss, head_is_all
+from hydratune.build.optimizer import LoraPlus
 from hydratune.build.sockets import load_socket
 from hydratune.config.schema import Config, ConfigError, TrainerConf
 
+# FSDP2; not with its own activation checkpointing, which draws other dropout masks when layers run again
+FSDP = {
+    "version": 2, "reshard_after_forward": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "cpu_ram_efficient_loading": False, "state_dict_type": "FULL_STATE_DICT",
+}  # fmt: skip
+
 
 def load_callbacks(conf: TrainerConf) -> list[TrainerCallback]:
-    """An instance of each class in `callbacks`. Raises ConfigError where one is no TrainerCallback."""
-    found = []
+    """An instance of each class in `callbacks`, and early stopping. Raises ConfigError where one is no TrainerCallback."""
+    patience = conf.early_stopping_patience
+    found: list[TrainerCallback] = [EarlyStoppingCallback(patience)] if patience else []
     for named in conf.callbacks:
         kind = load_socket("trainer.callbacks", named)
         if not (isinstance(kind, type) and issubclass(kind, TrainerCallback)):
@@ -26,32 +42,103 @@ def load_callbacks(conf: TrainerConf) -> list[TrainerCallback]:
     return found
 
 
-class Trainer(SFTTrainer):
-    """trl's, with a validation loss that is the mean over all supervised tokens.
+class Trainer(LoraPlus, CheckpointedTrainer):
+    """trl's, on rows that are tokens already, with the losses of build/lean_loss.py.
 
-    Its own is the mean of the batches' means, which depends on how the rows fall into batches, and so on packing.
+    Its own validation loss is the mean of the batches' means, which depends on how the rows fall into batches, and so
+    on packing; here it is the mean over all supervised tokens.
     """
+
+    batches: Batches
+    lean = False
+
+    def settle(self, config: Config, hardware: Hardware) -> None:
+        """Choose how rows become batches and how their loss is computed: what is fastest and proven on this model."""
+        self.loraplus_lr_ratio = config.lora.loraplus_lr_ratio
+        network = cast(Any, self.model)
+        pad = cast(Any, self.processing_class).pad_token_id
+        with self.accelerator.autocast():  # of a model whose parts have different types
+            self.batches = build_batches(config, hardware, pad, network)
+            # the loss that balances experts needs all of a model's outputs; shards come after the proof
+            possible = head_is_all(network.config) and not self.aux_loss_enabled and not config.trainer.fsdp
+            if config.trainer.lean_loss and possible:
+                add_lean_loss(cast(Any, network.get_base_model() if isinstance(network, PeftModel) else network))
+                self.lean = self.batches.lean_in(network)
+        self.data_collator = cast(Any, Counted(self.batches.collator))
+
+    def get_train_dataloader(self) -> Any:
+        """Of several processes, without a row that is trained on twice in an epoch."""
+        if self.accelerator.num_processes == 1:
+            return super().get_train_dataloader()
+        rows, self.train_dataset = self.train_dataset, cast(Any, Filled(self.train_dataset))
+        loader = super().get_train_dataloader()
+        self.train_dataset = rows
+        fill_up(loader, self.args.per_device_train_batch_size * self.accelerator.num_processes)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """As the trainer asks for the batches of a step: which rows they hold, and how many tokens."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_rows = [row for batch in batches for row in batch["rows"]]
+        self.step_tokens = sum(batch["tokens"] for batch in batches)
+        self.step_supervised = sum(batch["supervised"] for batch in batches)
+        return batches, count
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return cast(dict[str, Any], super()._prepare_inputs({k: v for k, v in inputs.items() if k not in NO_INPUTS}))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """With the attention of `batches` in the backward pass too, where checkpointed layers run again."""
+        with self.batches.attention(self.model):
+            return cast(torch.Tensor, super().training_step(*args, **kwargs))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As trl's, which computes the head for each token of a batch where there is no Triton."""
+        if not self.lean or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = model(**inputs, lean_loss=True) / torch.as_tensor(tokens).clamp(min=1)
+        # the tokens are those of all processes, whose gradients DDP averages
+        whole = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return loss * self.accelerator.num_processes if whole else loss
 
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Nats per supervised token; nothing of a batch is kept."""
-        model = cast(torch.nn.Module, self.model)
+        model, rows = cast(torch.nn.Module, self.model), cast(Any, eval_dataset or self.eval_dataset)
         training = model.training
         model.eval()
-        total, tokens = 0.0, 0
-        for batch in self.get_eval_dataloader(eval_dataset):
-            inputs = self._prepare_inputs(batch)
-            count = (inputs["labels"][:, 1:] != -100).sum()
-            with self.compute_loss_context_manager():
-                total += float(self.compute_loss(model, inputs, num_items_in_batch=count)) * int(count)
-            tokens += int(count)
+        found = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # sum of the losses, tokens
+        for indices, counts in self._shares(len(rows)):
+            inputs = self._prepare_inputs(self.data_collator([rows[index] for index in indices]))
+            tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+            with self.compute_loss_context_manager(), self.batches.attention(model):
+                loss = self.compute_loss(model, inputs)
+            if counts:
+                found += torch.stack([loss.double() * tokens, tokens.double()])
+        total, tokens = self.accelerator.reduce(found).tolist()
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(training)
         return metrics
+
+    def _shares(self, count: int) -> Iterator[tuple[range, bool]]:
+        """The rows of each of this process's batches, and whether they count.
+
+        All processes have equally many, since they go in step where the weights are in shards; a batch that is there
+        for that alone counts for nothing.
+        """
+        size, ranks = self.args.per_device_eval_batch_size, self.accelerator.num_processes
+        batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
+        mine = batches[self.accelerator.process_index :: ranks]
+        yield from ((batch, True) for batch in mine)
+        if len(mine) < math.ceil(len(batches) / ranks):
+            yield batches[0], False
 
 
 def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> SFTConfig:
@@ -85,6 +172,13 @@ def build_trainer_args(config: Config, hardware: Hardware, output_dir: Path) -> 
         eval_strategy="steps" if t.eval_steps else "no",
         eval_steps=t.eval_steps,
         per_device_eval_batch_size=t.per_device_eval_batch_size,
+        load_best_model_at_end=t.load_best_model_at_end,
+        metric_for_best_model="eval_loss" if t.eval_steps else None,
+        greater_is_better=False if t.eval_steps else None,
+        torch_compile=t.torch_compile,
+        ddp_find_unused_parameters=False,  # all that is trained is used
+        fsdp=cast(Any, t.fsdp or None),  # annotated as the string of older versions
+        fsdp_config={**FSDP} if t.fsdp else None,
         prediction_loss_only=True,  # kept logits would grow with the rows times the vocabulary
         remove_unused_columns=False,  # the collator reads the lengths of packed rows
         report_to=["wandb"] if config.tracking.kind == "wandb" else [],

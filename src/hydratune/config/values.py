@@ -45,7 +45,6 @@ UNREAD = (
     "eos_token",
     "eval_delay",
     "eval_on_start",
-    "load_best_model_at_end",
     "metric_for_best_model",
     "greater_is_better",
     "do_train",

@@ -1,0 +1,74 @@
+"""Attention over rows in one line, each by itself: no mask of all tokens against all, and nothing computed for padding."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+
+NAME = "sdpa_of_rows"
+
+
+def _of_rows(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    seq_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
+    **further: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each row alone, as an attention function of transformers.
+
+    query has the shape (1, heads, tokens, head_dim), key and value (1, key heads, tokens, head_dim); `seq_lengths` are
+    the rows' and sum up to the tokens. Returns (1, tokens, heads, head_dim). Raises NotImplementedError for what it
+    doesn't know: logits that are capped, or sinks.
+    """
+    if seq_lengths is None or any(further.get(name) is not None for name in ("softcap", "s_aux")):
+        raise NotImplementedError
+    rows = []
+    for q, k, v in zip(*(states.split(seq_lengths, dim=2) for states in (query, key, value)), strict=True):
+        window = _within(sliding_window, q) if sliding_window and q.shape[2] > sliding_window else None
+        rows.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=window, dropout_p=dropout, is_causal=window is None, scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )  # fmt: skip
+    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _within(window: int, query: Tensor) -> Tensor:
+    """Which earlier tokens each one sees, itself among them; shape (tokens, tokens)."""
+    place = torch.arange(query.shape[2], device=query.device)
+    behind = place[:, None] - place[None, :]
+    return (behind >= 0) & (behind < window)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+AttentionInterface.register(NAME, _of_rows)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+@contextmanager
+def each_row_alone(config: PreTrainedConfig) -> Iterator[None]:
+    """Inside, a model of this configuration takes batches in one line, with the argument `seq_lengths`.
+
+    Outside, it is as it was: whoever else calls it, to generate for instance, knows nothing of rows in one line.
+    """
+    text: Any = config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        text._attn_implementation = before

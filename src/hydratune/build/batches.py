@@ -1,0 +1,75 @@
+"""conf/data -> how rows become batches: the fastest way that is allowed and proven on the model."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hydratune.build.attention import each_row_alone
+from hydratune.build.collate import Collator
+from hydratune.build.hardware import Hardware
+from hydratune.build.proofs import Seen, apart, as_alone, as_lean, seen
+from hydratune.config.schema import Config, RunError
+
+
+@dataclass
+class Batches:
+    """A collator, and the attention that its batches need."""
+
+    collator: Collator
+    name: str
+    seen: Seen | None = None  # what the model made of a few rows
+
+    def attention(self, model: Any) -> AbstractContextManager[None]:
+        """Inside, `model` takes the batches."""
+        return each_row_alone(model.config) if self.collator.lengths else nullcontext()
+
+    def right_in(self, model: torch.nn.Module) -> bool:
+        """Whether each row means to `model` what it means alone."""
+        try:
+            with self.attention(model):
+                self.seen = seen(model, self.collator)
+        except (NotImplementedError, TypeError):  # of build/attention.py, or of a model that doesn't hand on lengths
+            if not self.collator.lengths:
+                raise
+            return False
+        if not self.collator.separate:
+            return True
+        return apart(self.seen) and (not self.collator.lengths or as_alone(model, self.seen))
+
+    def lean_in(self, model: torch.nn.Module) -> bool:
+        """Whether the lean loss of `model`, in which these batches are right, is its plain one."""
+        assert self.seen is not None
+        with self.attention(model):
+            return as_lean(model, self.seen)
+
+
+def build_batches(config: Config, hardware: Hardware, pad_token_id: int, model: torch.nn.Module) -> Batches:
+    """The first of the ways that are allowed, fastest first, which is right in `model`.
+
+    Raises RunError where none is.
+    """
+    for way in _ways(config, hardware, pad_token_id):
+        if way.right_in(model):
+            return way
+    raise RunError(
+        f"In this model, with attention {hardware.attn_implementation}, packed rows see one another: set "
+        "data.packing=false and data.padding_free=false."
+    )
+
+
+def _ways(config: Config, hardware: Hardware, pad: int) -> Iterator[Batches]:
+    data, flash = config.data, hardware.attn_implementation == "flash_attention_2"
+    # on a GPU a call for each row and layer would take longer than the padding that it spares, and each new set of
+    # lengths would be compiled anew
+    by_rows = hardware.device == "cpu" and hardware.attn_implementation == "sdpa" and not config.trainer.torch_compile
+    if by_rows and data.padding_free is not False:
+        yield Batches(Collator(pad, separate=True, flatten=True, lengths=True), "in one line, each row alone")
+    if data.padding_free or (data.padding_free is None and flash) or (data.packing and flash):
+        yield Batches(Collator(pad, separate=True, flatten=True), "in one line")
+    elif data.packing:
+        yield Batches(Collator(pad, separate=True), "packed")
+    if not data.padding_free and not data.packing:
+        yield Batches(Collator(pad), "padded")

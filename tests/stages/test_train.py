@@ -1,0 +1,98 @@
+"""Training from the command line: validation, early stopping, the best checkpoint, and the ways of going faster."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SETTINGS = (
+    "model=local", "lora=all_linear", "trainer.max_length=128", "trainer.per_device_train_batch_size=4",
+    "stages=[prepare,train]",
+)  # fmt: skip
+
+
+@pytest.fixture
+def train(tiny: Path, rows: Path, hydratune: Callable[..., Any], tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Train the tiny model in a run directory; returns what the log says."""
+
+    def call(run: str, *overrides: str) -> list[dict[str, Any]]:
+        done = hydratune(f"model.name_or_path={tiny}", f"data.path={rows}", *SETTINGS, f"run_dir={run}", *overrides)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said[run] = done.stdout
+        return [json.loads(line) for line in (tmp_path / run / "train_log.jsonl").read_text().splitlines()]
+
+    said: dict[str, str] = {}
+    call.said = said  # type: ignore[attr-defined]
+    return call
+
+
+def losses(log: list[dict[str, Any]], name: str = "loss") -> list[float]:
+    return [entry[name] for entry in log if name in entry]
+
+
+VALIDATED = ("data.validation_share=0.3", "trainer.eval_steps=1", "trainer.save_steps=1")
+# a learning rate at which the validation loss falls, and soon rises
+TOO_HIGH = ("trainer.learning_rate=0.2", "trainer.lr_scheduler_type=constant", "trainer.max_steps=30")
+
+
+@pytest.mark.slow
+def test_early_stopping_and_the_best_checkpoint(train, tmp_path: Path) -> None:
+    log = train(
+        "best", *VALIDATED, *TOO_HIGH, "trainer.early_stopping_patience=3", "trainer.load_best_model_at_end=true"
+    )
+    validation = losses(log, "eval_loss")
+    best = min(range(len(validation)), key=validation.__getitem__)
+    assert len(validation) == best + 1 + 3 < 30, "three losses in a row without a lower one end the training"
+    assert best > 0
+    kept = json.loads((tmp_path / "best/metrics.json").read_text())
+    assert kept["train/steps"] == len(validation)
+    assert kept["train/validation_loss"] == pytest.approx(validation[best], rel=1e-5)
+    saved = load_file(tmp_path / "best/adapter/adapter_model.safetensors")
+    checkpoint = tmp_path / "best/checkpoints" / f"checkpoint-{best + 1}" / "adapter_model.safetensors"
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in load_file(checkpoint).items())
+
+
+@pytest.mark.slow
+def test_without_them_the_last_step_counts(train, tmp_path: Path) -> None:
+    log = train("last", *VALIDATED, *TOO_HIGH, "trainer.max_steps=8")
+    validation = losses(log, "eval_loss")
+    assert len(validation) == 8
+    assert json.loads((tmp_path / "last/metrics.json").read_text())["train/validation_loss"] == validation[-1]
+
+
+@pytest.mark.slow
+def test_every_way_trains_the_same(train) -> None:
+    """Rows in one line, padded, packed; the lean loss and trl's; checkpointed, compiled: to rounding."""
+    ways = {
+        "line": [], "padded": ["data.padding_free=false"], "plain loss": ["trainer.lean_loss=false"],
+        "all plain": ["data.padding_free=false", "trainer.lean_loss=false"],
+        "checkpointed": ["trainer.gradient_checkpointing=true"], "compiled": ["trainer.torch_compile=true"],
+        "eager": ["model.attn_implementation=eager"],
+        "nf4": ["quantization=nf4"], "nf4, plain": ["quantization=nf4", "data.padding_free=false", "trainer.lean_loss=false"],
+    }  # fmt: skip
+    common = ("trainer.max_steps=3", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=0.01")
+    found = {
+        name: train(name.replace(" ", "_").replace(",", ""), *common, *settings) for name, settings in ways.items()
+    }
+    for name, log in found.items():
+        like = "nf4, plain" if "nf4" in name else "all plain"
+        assert losses(log) == pytest.approx(losses(found[like]), rel=2e-5), name
+        assert losses(log, "grad_norm") == pytest.approx(losses(found[like], "grad_norm"), rel=1e-3), name
+    assert losses(found["line"])[-1] < 0.99 * losses(found["line"])[0]
+    assert "batches in one line, each row alone, loss of supervised tokens alone" in train.said["line"]
+    assert "batches padded, loss of all tokens" in train.said["all_plain"]
+
+
+@pytest.mark.slow
+def test_the_log_counts_tokens_without_padding(train, tmp_path: Path) -> None:
+    log = [entry for entry in train("run", "trainer.num_train_epochs=2", "data.padding_free=false") if "loss" in entry]
+    report = json.loads((tmp_path / "run/prepared.json").read_text())["training"]
+    assert log[-1]["num_tokens"] == 2 * report["tokens"]
+    for entry in log:
+        assert 0 < entry["supervised_tokens_per_second"] < entry["tokens_per_second"]
+        assert entry["memory_gib"] > 0 and entry["learning_rate"] >= 0
+    assert [entry["step"] for entry in log] == list(range(1, len(log) + 1))
