@@ -88,6 +88,19 @@ def test_every_way_trains_the_same(train) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("extra", ["label_smoothing_factor=0.1", "loss_type=dft"])
+def test_another_loss_is_trls_own(extra: str, train) -> None:
+    """The lean loss knows the likelihood alone, and would leave the option without effect."""
+    common = ("trainer.max_steps=2", "trainer.learning_rate=0.01")
+    found = {
+        lean: losses(train(f"lean_{lean}", *common, f"+trainer.extra.{extra}", f"trainer.lean_loss={lean}"))
+        for lean in ("true", "false")
+    }
+    assert found["true"] == found["false"]
+    assert found["true"][0] != pytest.approx(losses(train("plain", *common))[0], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_the_log_counts_tokens_without_padding(train, tmp_path: Path) -> None:
     log = [entry for entry in train("run", "trainer.num_train_epochs=2", "data.padding_free=false") if "loss" in entry]
     report = json.loads((tmp_path / "run/prepared.json").read_text())["training"]

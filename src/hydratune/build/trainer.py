@@ -59,12 +59,15 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         pad = cast(Any, self.processing_class).pad_token_id
         with self.accelerator.autocast():  # of a model whose parts have different types
             self.batches = build_batches(config, hardware, pad, network)
-            # the loss that balances experts needs all of a model's outputs; shards come after the proof
-            possible = head_is_all(network.config) and not self.aux_loss_enabled and not config.trainer.fsdp
-            if config.trainer.lean_loss and possible:
+            if config.trainer.lean_loss and head_is_all(network.config) and not self._another_loss():
                 add_lean_loss(cast(Any, network.get_base_model() if isinstance(network, PeftModel) else network))
                 self.lean = self.batches.lean_in(network)
         self.data_collator = cast(Any, Counted(self.batches.collator))
+
+    def _another_loss(self) -> bool:
+        """Whether more is asked for than the likelihood, or the weights will be in shards, which come after the proof."""
+        args = cast(SFTConfig, self.args)
+        return args.loss_type != "nll" or args.label_smoothing_factor > 0 or self.aux_loss_enabled or bool(args.fsdp)
 
     def get_train_dataloader(self) -> Any:
         """Of several processes, without a row that is trained on twice in an epoch."""

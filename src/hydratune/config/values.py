@@ -33,6 +33,7 @@ OWNED = {
     "packing": "data.packing", "padding_free": "data.padding_free", "eval_strategy": "trainer.eval_steps",
     "remove_unused_columns": "hydratune, whose rows have columns that its collator reads",
     "prediction_loss_only": "hydratune, which keeps no logits",
+    "fsdp_config": "trainer.fsdp", "ddp_find_unused_parameters": "hydratune, which knows what is trained",
     "weights_only": "hydratune, which loads safetensors alone", "inference_mode": "hydratune",
 }  # fmt: skip
 # options of SFTConfig that its trainer would never read: prepare makes the tokens
