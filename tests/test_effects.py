@@ -414,7 +414,7 @@ EFFECTS = {
         False, True, lambda config, _: bool(trainer.build_trainer_args(config, resolve(Config()), Path("out")).fsdp)
     ),
     "trainer.load_best_model_at_end": Effect(
-        False, True, sft("load_best_model_at_end"), {**HELD_OUT, "trainer.eval_steps": 100}, same=True
+        False, True, sft("load_best_model_at_end"), {**HELD_OUT, "trainer.eval_steps": 500}, same=True
     ),
     "trainer.early_stopping_patience": Effect(
         None, 3,

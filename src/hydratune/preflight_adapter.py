@@ -64,6 +64,16 @@ def check_adapter(config: Config, model: Any) -> None:
         for number in lora.layers_to_transform or []
         if not 0 <= number < layers
     ]
+    head = _head_of(model)
+    if (
+        config.quantization.kind != "none"
+        and config.quantization.llm_int8_skip_modules is not None
+        and head not in skipped
+    ):
+        wrong.append(
+            f"quantization.llm_int8_skip_modules={skipped} leaves {head} to be quantized, from whose weights the loss is "
+            f"computed: add {head} there."
+        )
     wrong += _rows(config, model, added, getattr(built, "trainable_token_indices", None))
     if not wrong and built is not None:
         try:
@@ -75,6 +85,11 @@ def check_adapter(config: Config, model: Any) -> None:
         else:
             adapted = tuned.base_model.targeted_module_names
             wrong += _not_mergeable(config, model, tuned) + _not_pissa(config, model, tuned)
+            if any(name.rpartition(".")[2] == head for name in adapted):
+                wrong.append(
+                    f"lora.target_modules={lora.target_modules} reaches {head}, of which trl trains no adapter: leave it out, "
+                    f"or set lora.modules_to_save=[{head}]."
+                )
             beside = _beside_the_text(model, adapted)
             if beside:
                 wrong.append(
@@ -83,6 +98,12 @@ def check_adapter(config: Config, model: Any) -> None:
                 )
     if wrong:
         raise ConfigError(wrong)
+
+
+def _head_of(model: Any) -> str:
+    """The last part of its name."""
+    head = model.get_output_embeddings()
+    return next((name.rpartition(".")[2] for name, module in model.named_modules() if module is head), "lm_head")
 
 
 def _rows(config: Config, model: Any, added: Sequence[int], trained: Any) -> list[str]:
@@ -112,12 +133,6 @@ def _rows(config: Config, model: Any, added: Sequence[int], trained: Any) -> lis
         found.append(
             f"The model's {last} has a bias, which peft leaves out where it trains rows of it: set "
             f"lora.modules_to_save=[{embedding},{last}]."
-        )
-    skipped = config.quantization.llm_int8_skip_modules
-    if added and config.quantization.kind != "none" and skipped is not None and last not in skipped:
-        found.append(
-            f"model.add_tokens resizes {last}, which quantization.llm_int8_skip_modules={skipped} leaves to be quantized: "
-            f"add {last} there."
         )
     return found
 

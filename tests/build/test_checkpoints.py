@@ -16,8 +16,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
-from hydratune.build.checkpoint_folder import WRITING, last_checkpoint
+from hydratune.build.checkpoint_folder import WRITING, last_checkpoint, rotate
 from hydratune.build.failures import disk_errors, memory_errors
 from hydratune.build.hardware import Hardware
 from hydratune.build.progress import Progress
@@ -246,6 +248,128 @@ def test_validation_changes_no_training(runs: Make) -> None:
     without.train("without")
     with_it.train("with")
     assert with_it.adapter("with") == without.adapter("without")
+
+
+VALIDATED = ("data.validation_share=0.2", "trainer.eval_steps=2", "trainer.save_steps=2", "trainer.max_steps=6")
+
+
+def rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation loss is the step number: the first one is the best."""
+    log = Trainer.log
+
+    def told(self: Trainer, logs: dict[str, float], *more: Any) -> None:
+        if "eval_loss" in logs:
+            logs["eval_loss"] = float(self.state.global_step)
+        log(self, logs, *more)
+
+    monkeypatch.setattr(Trainer, "log", told)
+
+
+def test_the_best_one_counts_only_where_it_is_asked_for(
+    runs: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rising(monkeypatch)
+    made = runs(*VALIDATED)
+    made.train("run")
+    assert made.checkpoints("run") == ["checkpoint-2", "checkpoint-6"]
+    shutil.rmtree(made.dir("run").checkpoints / "checkpoint-2")
+    made.train("run")
+    assert "going on from checkpoint-6" in capfd.readouterr().out
+    # where it is, a whole one is left where it is until training has come further again
+    said: list[str] = []
+    assert last_checkpoint(made.dir("run").checkpoints, said.append, best=True) is None
+    assert said == ["  checkpoint-6 is passed over: of checkpoint-2, the best so far, identity.json is missing"]
+    assert made.checkpoints("run") == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_later_one_that_is_passed_over_takes_no_ones_place(limit: int, tmp_path: Path) -> None:
+    for step in (2, 4, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    rotate(tmp_path, limit, "", newest=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"][-limit:]
+
+
+def test_the_end_deletes_nothing_and_its_validation_is_that_of_the_best(
+    runs: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a limit of 1 the newest is there until the result is; the next attempt then needs no step."""
+    rising(monkeypatch)
+    made = runs(*VALIDATED, "trainer.save_total_limit=1", "trainer.load_best_model_at_end=true")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save", interrupted)
+        made.train("killed")
+    assert made.checkpoints("killed") == ["checkpoint-2", "checkpoint-6"]
+    shutil.move(tmp_path / "killed", tmp_path / "moved")  # whose best one is found all the same
+    assert made.train("moved")["train/validation_loss"] == 2.0
+    best = made.dir("moved").checkpoints / "checkpoint-2/adapter_model.safetensors"
+    assert best.read_bytes() == made.adapter("moved")
+    assert [entry["step"] for entry in made.log("moved") if "eval_loss" in entry] == [2, 4, 6]
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_kill_after_the_last_validation_logs_it_once(runs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runs("data.validation_share=0.2", "trainer.max_steps=3")
+    whole = made.train("whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save", interrupted)
+        made.train("killed")
+    assert made.train("killed")["train/validation_loss"] == whole["train/validation_loss"]
+    assert made.log("killed") == made.log("whole")
+    assert [entry["step"] for entry in made.log("killed") if "eval_loss" in entry] == [3]
+
+
+@pytest.mark.parametrize("when", ["in the last step", "at the end"])
+def test_a_signal_too_late_for_a_step_keeps_the_next_stages_from_running(
+    when: str, runs: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = runs("data.validation_share=0.2", "trainer.max_steps=3")
+    whole = made.train("whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        if when == "in the last step":
+            stop_at(patch, 3)
+        else:
+            patch.setattr(Progress, "on_train_end", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        made.train("late")
+    assert left.value.code == 75
+    assert "SIGTERM: saved at step 3; the same command goes on" in capfd.readouterr().out
+    assert made.adapter("late") == made.adapter("whole")
+    assert {**made.train("late"), "train/seconds": 0} == {**whole, "train/seconds": 0}
+    assert made.log("late") == made.log("whole") and made.adapter("late") == made.adapter("whole")
+
+
+class Counting(TrainerCallback, ExportableState):
+    """Counts steps by `pace`."""
+
+    def __init__(self, pace: int = 1) -> None:
+        self.pace, self.count = pace, 0
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.count += self.pace
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"pace": self.pace}, "attributes": {"count": self.count}}
+
+
+def test_two_callbacks_of_one_class_go_on_each_from_its_own_last_state(
+    runs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs("trainer.save_steps=1", "trainer.max_steps=5")
+    both: list[Counting] = []
+
+    def load(_: Any) -> list[TrainerCallback]:
+        both[:] = [Counting(1), Counting(10)]
+        return [*both]
+
+    monkeypatch.setattr(train, "load_callbacks", load)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, 3)
+        made.train("run")
+    made.train("run")
+    assert [one.count for one in both] == [5, 50]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hydratune.build import attention, lean_loss
-from hydratune.build.attention import each_row_alone
+from hydratune.build.attention import each_row_alone, sees_whole_rows
 from hydratune.build.batches import Batches
 from hydratune.build.collate import IGNORED, Collator
 from hydratune.build.lean_loss import add_lean_loss, head_is_all
@@ -24,11 +24,12 @@ SIZES = {
 MODELS: dict[str, dict[str, Any]] = {
     "LlamaConfig": {},
     "Qwen3Config": {"tie_word_embeddings": True},
-    "Gemma3TextConfig": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    "MistralConfig": {"sliding_window": 4},
+    "Gemma3TextConfig": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "MistralConfig": {"sliding_window": 16},
 }
 # what does more with the head's output than the lean loss knows: a cap, a scale
 FURTHER: dict[str, dict[str, Any]] = {
+    "RecurrentGemmaConfig": {"lru_width": 32, "attention_window_size": 16, "num_hidden_layers": 3},
     "Gemma2Config": {"final_logit_softcapping": 0.05},
     "CohereConfig": {"logit_scale": 0.25},
     "GraniteConfig": {"logits_scaling": 8.0},
@@ -179,9 +180,23 @@ def test_what_the_attention_does_not_know_is_refused(unknown: dict[str, Any]) ->
     states = torch.zeros(1, 4, 5, 8)
     known = attention._of_rows(torch.nn.Module(), states, states, states, None, seq_lengths=[2, 3])
     assert known[0].shape == (1, 5, 4, 8)
-    for wrong in ({"seq_lengths": [2, 3], **unknown}, {}):
+    for wrong in ({"seq_lengths": [2, 3], **unknown}, {"seq_lengths": [2, 3], "sliding_window": 2}, {}):
         with pytest.raises(NotImplementedError):
             attention._of_rows(torch.nn.Module(), states, states, states, None, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "whole"),
+    [
+        ("LlamaConfig", {}, True), ("MistralConfig", {"sliding_window": 16}, True),
+        ("MistralConfig", {"sliding_window": 15}, False), ("Llama4TextConfig", {"attention_chunk_size": 8}, False),
+    ],
+)  # fmt: skip
+def test_rows_beyond_a_window_are_left_to_the_models_own_attention(
+    name: str, window: dict[str, Any], whole: bool
+) -> None:
+    """Some models have the window in their mask alone, where the attention of single rows would not see it."""
+    assert sees_whole_rows(getattr(transformers, name)(**{**SIZES, **window}), 16) == whole
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

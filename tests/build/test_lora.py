@@ -300,9 +300,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "rows: leave one out.",
     ),
     "a quantized head": (
-        {**TOKENS, "quantization.kind": "nf4", "quantization.llm_int8_skip_modules": ["down_proj"]},
-        "model.add_tokens resizes lm_head, which quantization.llm_int8_skip_modules=['down_proj'] leaves to be quantized: "
-        "add lm_head there.",
+        {"quantization.kind": "nf4", "quantization.llm_int8_skip_modules": ["down_proj"]},
+        "quantization.llm_int8_skip_modules=['down_proj'] leaves lm_head to be quantized, from whose weights the loss is "
+        "computed: add lm_head there.",
+    ),
+    "an adapter on the head": (
+        {"lora.target_modules": ["q_proj", "lm_head"]},
+        "lora.target_modules=['q_proj', 'lm_head'] reaches lm_head, of which trl trains no adapter: leave it out, or set "
+        "lora.modules_to_save=[lm_head].",
     ),
     "pissa in 16 bits": (
         {"lora.init_lora_weights": "pissa", "model.dtype": "bfloat16"},

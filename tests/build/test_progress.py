@@ -117,6 +117,10 @@ def test_the_log_holds_each_step_once(tmp_path: Path) -> None:
     cut_log(log, 2)
     append_log(log, {"step": 3})
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    for _ in range(2):  # the last validation is made again where a kill came after it, with no checkpoint between
+        append_log(log, {"step": 3, "eval_loss": 2.0})
+        cut_log(log, 3)
+    assert log.read_text().endswith('{"step": 2}\n{"step": 3}\n{"step": 3, "eval_loss": 2.0}\n')
 
 
 AT_THE_SECOND = """
@@ -170,3 +174,15 @@ def test_each_signal_is_kept_until_the_step_is_done(number: int) -> None:
     told.progress.handle(number, None)
     told.progress.handle(signal.SIGTERM, None)  # a scheduler may send it again: no reason to leave at once
     assert told.progress.signal == signal.SIGTERM
+
+
+def test_only_the_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first after another signal is a first one, and one between the two changes nothing."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    told = Told()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        told.progress.handle(number, None)
+    assert not left
+    told.progress.handle(signal.SIGINT, None)
+    assert left == [130]

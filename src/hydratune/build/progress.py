@@ -31,7 +31,8 @@ class Progress(TrainerCallback):
         self.counts: Callable[[], tuple[int, int]] = lambda: (0, 0)  # tokens and supervised tokens of the last step
         self.all_processes: Callable[[list[int]], list[int]] = lambda values: values  # their sums
         self.begin: Callable[[], None] = lambda: None  # once the trainer is ready
-        self.signal = 0
+        self.signal = 0  # the last one
+        self.interrupted = False  # by Ctrl-C
         self.first, self.began = 0, time.monotonic()
         self.before = 0.0  # seconds that earlier attempts took up to the step where this one began
         self.tokens = self.supervised = 0  # since the last log
@@ -104,11 +105,12 @@ class Progress(TrainerCallback):
 
     def handle(self, number: int, _frame: Any) -> None:
         """For the four signals that ask to stop. The second Ctrl-C leaves at once, wherever training is."""
-        if self.signal and number == signal.SIGINT:
+        if self.interrupted and number == signal.SIGINT:
             # an exception could be caught by a library, or land in the writing of a file whose cleaning up takes long
             os._exit(130)
         self.signal = number
         if number == signal.SIGINT:
+            self.interrupted = True
             self.say("  stops after this step, with its state saved; Ctrl-C again leaves at once")
 
 

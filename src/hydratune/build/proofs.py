@@ -32,7 +32,7 @@ def seen(model: torch.nn.Module, collator: Collator) -> Seen:
     that training has: without it, weights of several types may not fit together.
     """
     batch = _batch(model, collator, _four_rows(model))
-    with _evaluating(model), _leaves(model) as embedded, torch.enable_grad():
+    with evaluating(model), _leaves(model) as embedded, torch.enable_grad():
         logits = _logits(model, batch)
         # not the model's own loss, since that of experts may balance all tokens
         targets = batch["labels"][:, 1:].flatten().to(logits.device)
@@ -61,7 +61,7 @@ def separates(model: torch.nn.Module, collator: Collator) -> bool:
 def as_alone(model: torch.nn.Module, one: Seen) -> bool:
     """Whether the labelled row of `one`, in one line with the others, gave the logits that it gives by itself."""
     row = {name: values[-ALONE:] for name, values in _four_rows(model)[-1].items() if name != "seq_lengths"}
-    with _evaluating(model):
+    with evaluating(model):
         return _near(one.logits[0, -ALONE:], _logits(model, _batch(model, Collator(0), [row]))[0])
 
 
@@ -70,7 +70,7 @@ def as_lean(model: torch.nn.Module, one: Seen) -> bool:
 
     Only what the model's code does with the head's output could make a difference, such as a cap or a scale.
     """
-    with _evaluating(model), _leaves(model) as embedded, torch.enable_grad():
+    with evaluating(model), _leaves(model) as embedded, torch.enable_grad():
         loss = model(**one.batch, lean_loss=True) / (one.batch["labels"][:, 1:] != IGNORED).sum()
         (gradient,) = torch.autograd.grad(loss, embedded[-1:])
     return _near(loss.detach().float(), one.loss) and _near(gradient.float(), one.gradient.float())
@@ -87,7 +87,7 @@ def _logits(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """No dropout, no checkpointing."""
     training = model.training
     model.eval()

@@ -17,8 +17,9 @@ from hydratune.build.even import Filled, fill_up
 from hydratune.build.hardware import Hardware
 from hydratune.build.lean_loss import add_lean_loss, head_is_all
 from hydratune.build.optimizer import LoraPlus
+from hydratune.build.proofs import evaluating
 from hydratune.build.sockets import load_socket
-from hydratune.config.schema import Config, ConfigError, TrainerConf
+from hydratune.config.schema import Config, ConfigError, RunError, TrainerConf
 
 # FSDP2; not with its own activation checkpointing, which draws other dropout masks when layers run again
 FSDP = {
@@ -35,6 +36,8 @@ def load_callbacks(conf: TrainerConf) -> list[TrainerCallback]:
         kind = load_socket("trainer.callbacks", named)
         if not (isinstance(kind, type) and issubclass(kind, TrainerCallback)):
             raise ConfigError(f"trainer.callbacks={named} must be a class made from transformers.TrainerCallback.")
+        if issubclass(kind, EarlyStoppingCallback):
+            raise ConfigError(f"trainer.callbacks={named} has a key of its own: set trainer.early_stopping_patience.")
         try:
             found.append(kind())
         except Exception as error:  # the user's code may raise anything
@@ -50,7 +53,15 @@ class Trainer(LoraPlus, CheckpointedTrainer):
     """
 
     batches: Batches
-    lean = False
+    proven = False  # that the model has a lean loss
+    lean = False  # that it is the one trained by
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except (ImportError, ValueError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"trl refuses this training: {said[:300].rstrip('.')}.") from error
 
     def settle(self, config: Config, hardware: Hardware) -> None:
         """Choose how rows become batches and how their loss is computed: what is fastest and proven on this model."""
@@ -59,15 +70,38 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         pad = cast(Any, self.processing_class).pad_token_id
         with self.accelerator.autocast():  # of a model whose parts have different types
             self.batches = build_batches(config, hardware, pad, network)
-            if config.trainer.lean_loss and head_is_all(network.config) and not self._another_loss():
+            if head_is_all(network.config) and not config.trainer.fsdp:  # whose shards come after the proof
                 add_lean_loss(cast(Any, network.get_base_model() if isinstance(network, PeftModel) else network))
-                self.lean = self.batches.lean_in(network)
+                self.proven = self.batches.lean_in(network)
+            self.lean = self.proven and config.trainer.lean_loss and not self._another_loss()
+            if not self.lean and not self._another_loss():
+                self._refuse_wrong_loss(network)
         self.data_collator = cast(Any, Counted(self.batches.collator))
 
     def _another_loss(self) -> bool:
-        """Whether more is asked for than the likelihood, or the weights will be in shards, which come after the proof."""
+        """Whether more is asked for than the likelihood."""
         args = cast(SFTConfig, self.args)
-        return args.loss_type != "nll" or args.label_smoothing_factor > 0 or self.aux_loss_enabled or bool(args.fsdp)
+        return args.loss_type != "nll" or args.label_smoothing_factor > 0 or self.aux_loss_enabled
+
+    def _refuse_wrong_loss(self, network: Any) -> None:
+        """Raises RunError where trl's own loss, which knows some models' heads by name, is not that of the logits."""
+        assert self.batches.seen is not None
+        batch, plain = self.batches.seen.batch, self.batches.seen.loss
+        try:
+            with torch.no_grad(), self.batches.attention(network), evaluating(network):
+                loss = super().compute_loss(network, dict(batch))
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            loss = torch.tensor(math.nan)
+            said = f" ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+        else:
+            said = ""
+        for metrics in self._metrics.values():  # which trl counts as it goes
+            metrics.clear()
+        if not abs(float(loss) - float(plain)) <= 0.05 * abs(float(plain)):
+            raise RunError(
+                f"trl's loss is {float(loss):.4g} where the model's own logits give {float(plain):.4g}{said}: this model "
+                "can't be trained in this way."
+            )
 
     def get_train_dataloader(self) -> Any:
         """Of several processes, without a row that is trained on twice in an epoch."""
@@ -120,7 +154,7 @@ class Trainer(LoraPlus, CheckpointedTrainer):
             inputs = self._prepare_inputs(self.data_collator([rows[index] for index in indices]))
             tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
             with self.compute_loss_context_manager(), self.batches.attention(model):
-                loss = self.compute_loss(model, inputs)
+                loss = model(**inputs, lean_loss=True) / tokens if self.proven else self.compute_loss(model, inputs)
             if counts:
                 found += torch.stack([loss.double() * tokens, tokens.double()])
         total, tokens = self.accelerator.reduce(found).tolist()

@@ -125,7 +125,8 @@ def _adapter(config: Config) -> Iterator[Broken]:
         )
         yield Broken(
             ("lora.init_lora_weights", "quantization"),
-            f"lora.init_lora_weights={lora.init_lora_weights} {why}: set lora.init_lora_weights=true",
+            f"lora.init_lora_weights={lora.init_lora_weights} {why}: set "
+            f"{'quantization=none model.dtype=float32' if init.startswith('pissa') else 'lora.init_lora_weights=true'}",
         )
     if lora.kind != "none" and not lora.target_modules:
         yield Broken(

@@ -34,10 +34,9 @@ def _validation(config: Config) -> Iterator[Broken]:
     ):
         if asked and t.eval_steps is None:
             yield Broken((key,), f"{key} goes by the validation losses along the way: set trainer.eval_steps=N")
-    if t.eval_steps and t.load_best_model_at_end and t.save_steps % t.eval_steps:
+    if t.eval_steps and t.load_best_model_at_end and t.save_steps != t.eval_steps:
         yield Broken(
             ("trainer.load_best_model_at_end", "trainer.save_steps", "trainer.eval_steps"),
-            f"trainer.load_best_model_at_end=true needs a checkpoint where there is a validation loss, found "
-            f"trainer.save_steps={t.save_steps} and trainer.eval_steps={t.eval_steps}: set trainer.save_steps to a multiple "
-            "of trainer.eval_steps",
+            f"trainer.load_best_model_at_end=true needs a checkpoint at each validation loss, found trainer.save_steps="
+            f"{t.save_steps} and trainer.eval_steps={t.eval_steps}: set trainer.save_steps={t.eval_steps}",
         )

@@ -33,9 +33,18 @@ OWNED = {
     "packing": "data.packing", "padding_free": "data.padding_free", "eval_strategy": "trainer.eval_steps",
     "remove_unused_columns": "hydratune, whose rows have columns that its collator reads",
     "prediction_loss_only": "hydratune, which keeps no logits",
+    "save_strategy": "trainer.save_steps", "logging_strategy": "trainer.logging_steps",
+    "pad_to_multiple_of": "hydratune, whose collator pads to the longest row",
+    "auto_find_batch_size": "trainer.per_device_train_batch_size", "ignore_data_skip": "hydratune, which goes on exactly",
+    "save_on_each_node": "hydratune, whose run directory all nodes see", "push_to_hub": "huggingface-cli upload",
     "fsdp_config": "trainer.fsdp", "ddp_find_unused_parameters": "hydratune, which knows what is trained",
     "weights_only": "hydratune, which loads safetensors alone", "inference_mode": "hydratune",
 }  # fmt: skip
+OWNED |= dict.fromkeys(
+    ["bf16_full_eval", "fp16_full_eval", "eval_accumulation_steps", "batch_eval_metrics", "include_for_metrics",
+     "eval_do_concat_batches", "eval_use_gather_object"],
+    "hydratune, which measures the validation loss itself",
+)  # fmt: skip
 # options of SFTConfig that its trainer would never read: prepare makes the tokens
 UNREAD = (
     "packing_strategy",

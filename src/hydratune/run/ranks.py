@@ -42,9 +42,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-ALONE = Ranks()
-
-
 def take_ranks(environment: MutableMapping[str, str] = os.environ) -> Ranks:
     """Who this process is; it takes the variables away, so that all but training believe to be alone.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,30 @@ from hydratune.run.layout import write_atomically
 
 def cut_log(path: Path, step: int) -> None:
     """Forget what was logged after `step`, where training goes on, and a last line that a kill cut off."""
-    kept = []
+    write_atomically(path, "".join(line + "\n" for line, entry in _lines(path) if entry["step"] <= step))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line, and what it says."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            entry = json.loads(line)
+            entry["step"] + 0
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    write_atomically(path, "".join(kept))
+        yield line, entry
 
 
 def append_log(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line, on the disk when this returns: no checkpoint may tell of a step that the log has lost."""
+    """Add a line, on the disk when this returns: no checkpoint may tell of a step that the log has lost.
+
+    Not a second validation of a step: the last one comes after the last checkpoint, and a kill after it has it made
+    again.
+    """
+    if "eval_loss" in entry and any(
+        "eval_loss" in earlier and earlier["step"] == entry["step"] for _, earlier in _lines(path)
+    ):
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
         file.flush()

@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from hydratune.build.adapter import keep_vocabulary
 from hydratune.build.blueprint import as_saved, blueprint_of, float32_of, skeleton
+from hydratune.build.checkpoint_folder import step_of
 from hydratune.build.collate import Collator
 from hydratune.build.endings import end_answers, stop_token
 from hydratune.build.failures import disk_errors, memory_errors
@@ -93,11 +94,15 @@ def _run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     with handled(trainer.progress.handle):
         result = trainer.train(resume_from_checkpoint=last)
     state = trainer.state
+    # also of a signal that found no further step to prevent: the stages that come next are not to run
+    leaves = trainer.asked_to_stop()
     validation = {}
-    if trainer.eval_dataset is not None and not trainer.stopped:
+    if trainer.eval_dataset is not None and not leaves:
         validation = {"train/validation_loss": _last_validation(trainer)}
     finish_tracking(config.tracking)
-    if trainer.stopped:
+    if leaves:
+        if not trainer.stopped:
+            _save(trainer, config, run)
         asked = trainer.progress.signal
         by = signal.Signals(asked).name if asked else "a signal to another process"
         say(f"  {by}: saved at step {state.global_step}; the same command goes on")
@@ -128,10 +133,11 @@ def _save(trainer: Trainer, config: Config, run: RunDir) -> None:
 
 
 def _last_validation(trainer: Trainer) -> float:
-    """The loss on the validation rows of the weights that are saved."""
-    if trainer.args.load_best_model_at_end and trainer.state.best_metric is not None:
-        return float(trainer.state.best_metric)
-    for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+    """The loss on the validation rows of the weights that are saved, which may be older than the lowest loss."""
+    state, step = trainer.state, trainer.state.global_step
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        step = step_of(state.best_model_checkpoint)
+    for entry in reversed(state.log_history):
+        if "eval_loss" in entry and entry["step"] == step:
             return float(entry["eval_loss"])
     return float(trainer.evaluate()["eval_loss"])
