@@ -23,7 +23,7 @@ def of_run(
 ) -> dict[str, Any]:
     """What a checkpoint fits to, by the names that a sentence calls it. `tokens` is the token cache's key."""
     whole = {
-        "the model": f"files {_folder_digest(Path(source))}" if Path(source).is_dir() else model.config._commit_hash,
+        "the model": _model(source, config.model.revision, model.config),
         "the tokenizer": _tokenizer_digest(tokenizer),
         "the rows' tokens": tokens.partition("-")[0],  # what they are, and not where
         **{f"lora.{key}": value for key, value in asdict(config.lora).items()},
@@ -35,6 +35,13 @@ def of_run(
         "the number of processes": hardware.world_size,
     }
     return cast(dict[str, Any], json.loads(json.dumps(whole, default=str)))
+
+
+def _model(source: str, revision: str | None, settings: Any) -> str:
+    """Of a folder its files, of the hub the commit, where transformers tells it."""
+    if Path(source).is_dir():
+        return f"files {_folder_digest(Path(source))}"
+    return f"{source} {getattr(settings, '_commit_hash', None) or revision}"
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
