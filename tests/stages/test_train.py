@@ -1,6 +1,7 @@
 """Training from the command line: validation, early stopping, the best checkpoint, and the ways of going faster."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,10 +74,12 @@ def test_every_way_trains_the_same(train) -> None:
     ways = {
         "line": [], "padded": ["data.padding_free=false"], "plain loss": ["trainer.lean_loss=false"],
         "all plain": ["data.padding_free=false", "trainer.lean_loss=false"],
-        "checkpointed": ["trainer.gradient_checkpointing=true"], "compiled": ["trainer.torch_compile=true"],
+        "checkpointed": ["trainer.gradient_checkpointing=true"],
         "eager": ["model.attn_implementation=eager"],
         "nf4": ["quantization=nf4"], "nf4, plain": ["quantization=nf4", "data.padding_free=false", "trainer.lean_loss=false"],
     }  # fmt: skip
+    if shutil.which("g++"):  # else it is refused, as below
+        ways["compiled"] = ["trainer.torch_compile=true"]
     common = ("trainer.max_steps=3", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=0.01")
     found = {
         name: train(name.replace(" ", "_").replace(",", ""), *common, *settings) for name, settings in ways.items()
@@ -88,6 +91,16 @@ def test_every_way_trains_the_same(train) -> None:
     assert losses(found["line"])[-1] < 0.99 * losses(found["line"])[0]
     assert "batches in one line, each row alone, loss of supervised tokens alone" in train.said["line"]
     assert "batches padded, loss of all tokens" in train.said["all_plain"]
+
+
+def test_nothing_to_compile_with(tiny: Path, rows: Path, refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    said = refused(f"model.name_or_path={tiny}", f"data.path={rows}", *SETTINGS, "trainer.torch_compile=true")
+    assert said == (
+        "hydratune: trainer.torch_compile=true needs a C++ compiler on a CPU, and there is none: install g++, or set "
+        "trainer.torch_compile=false.\n"
+    )
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """`auto` settled on the machine where the job runs; what the machine can't do, refused."""
 
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +70,12 @@ def resolve(config: Config) -> Hardware:
         if config.trainer.precision == "float16":
             wrong.append(
                 "trainer.precision=float16 needs CUDA, and this machine has none: set trainer.precision=float32."
+            )
+        compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+        if config.trainer.torch_compile and not any(map(shutil.which, compilers)):
+            wrong.append(
+                "trainer.torch_compile=true needs a C++ compiler on a CPU, and there is none: install g++, or set "
+                "trainer.torch_compile=false."
             )
         if config.model.attn_implementation == "flash_attention_2":
             wrong.append(
