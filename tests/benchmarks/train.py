@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -51,7 +52,7 @@ def _pair(work: Path, kind: str, way: str, repetitions: int) -> list[str]:
     ours, theirs = WAYS[way]
     if "packed" in way:
         batch, steps = 1, 3  # a pack holds several rows
-    place = work / f"{kind}, {way}".replace(" ", "_").replace(",", "")
+    place = work / re.sub(r"\W+", "_", f"{kind} {way}")
     place.mkdir()
     data = _written(place / "rows.jsonl", exchanges)
     count = ["--steps", str(steps + 1), "--batch", str(batch), "--accumulate", str(ACCUMULATE)]
