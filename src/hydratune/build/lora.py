@@ -7,6 +7,7 @@ from peft import LoraConfig
 from peft.utils.other import TrainableTokensWrapper
 
 from hydratune.build.blueprint import blueprint_of
+from hydratune.build.pissa import is_pissa
 from hydratune.config.schema import LoraConf
 
 
@@ -16,8 +17,6 @@ def build_lora(conf: LoraConf, rows: dict[str, list[int]] | None = None) -> Lora
         return None
     targets = conf.target_modules
     tokens = rows if conf.trainable_token_indices is None else conf.trainable_token_indices
-    # build/pissa.py sets the factors, once: training that goes on has others by then
-    is_pissa = str(conf.init_lora_weights).lower().startswith("pissa")
     return LoraConfig(
         r=conf.r,
         lora_alpha=conf.lora_alpha,
@@ -26,7 +25,8 @@ def build_lora(conf: LoraConf, rows: dict[str, list[int]] | None = None) -> Lora
         bias=cast(Any, conf.bias),
         use_rslora=conf.use_rslora,
         use_dora=conf.use_dora,
-        init_lora_weights=True if is_pissa else conf.init_lora_weights,
+        # build/pissa.py sets the factors, once: training that goes on has others by then
+        init_lora_weights=True if is_pissa(conf) else conf.init_lora_weights,
         trainable_token_indices=tokens or None,
         modules_to_save=conf.modules_to_save,
         layers_to_transform=conf.layers_to_transform,

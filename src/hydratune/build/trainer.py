@@ -114,9 +114,8 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """As the trainer asks for the batches of a step: which rows they hold, and how many tokens."""
+        """As the trainer asks for the batches of a step: how many tokens they hold."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.step_rows = [row for batch in batches for row in batch["rows"]]
         self.step_tokens = sum(batch["tokens"] for batch in batches)
         self.step_supervised = sum(batch["supervised"] for batch in batches)
         return batches, count

@@ -100,14 +100,13 @@ def _run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     if trainer.eval_dataset is not None and not leaves:
         validation = {"train/validation_loss": _last_validation(trainer)}
     finish_tracking(config.tracking)
+    if not trainer.stopped:
+        _save(trainer, config, run)
     if leaves:
-        if not trainer.stopped:
-            _save(trainer, config, run)
         asked = trainer.progress.signal
         by = signal.Signals(asked).name if asked else "a signal to another process"
         say(f"  {by}: saved at step {state.global_step}; the same command goes on")
         sys.exit(SAVED)
-    _save(trainer, config, run)
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     return {
         "train/loss": losses[-1] if losses else result.training_loss,
