@@ -190,15 +190,21 @@ class MergeConf:
 
 @dataclass
 class BenchmarkConf:
-    """lm-eval tasks, run on base, adapter and merged model."""
+    """lm-eval tasks, run on base, adapter and merged model. Names are lm-eval's own."""
 
-    tasks: list[str] = option([], "names of lm-eval tasks or groups")
+    tasks: list[str] = option([], "names of lm-eval tasks or groups, or of own_tasks")
     include_path: str | None = option(None, 'folder of task YAML files, or "demo"')
+    own_tasks: dict[str, Any] = option({}, "tasks over your own rows: name -> {kind, path, and what the kind takes}")
     limit: int | None = option(None, "documents of each task; null: all", unit="documents", above=0)
     num_fewshot: int | None = option(None, "examples in the prompt; null: the task's own number", least=0)
+    fewshot_as_multiturn: bool = option(True, "in a chat, each example is an exchange of its own")
     apply_chat_template: bool = option(True, "ask through the chat template, as in training")
-    batch_size: int = option(8, "requests at once", above=0)
+    system_instruction: str | None = option(None, "text before each prompt; in a chat, the system message")
+    gen_kwargs: dict[str, Any] = option({}, "of generative tasks, in place of the task's own, such as temperature")
+    repeats: int = option(1, "samples of each generative task, with seeds of their own", above=0)
+    batch_size: Any = option("auto", "requests at once; auto: as many as the memory holds")
     models: list[str] = option(["base", "adapter", "merged"], "which models are evaluated")
+    confirm_run_unsafe_code: bool = option(False, "run tasks that execute what the model writes")
 
 
 @dataclass

@@ -67,7 +67,11 @@ FETCHES_CODE = ("use_kernels", "kernel_config", "allow_all_kernels")  # of from_
 # what people type who know the thing by a shorter name
 SHORT = {"rank": "lora.r", "lr": "trainer.learning_rate", "batch_size": "trainer.per_device_train_batch_size"}
 # what OmegaConf can't say in a field's type
-ANY_OF = {"lora.target_modules": str | list[str], "lora.init_lora_weights": bool | str}
+ANY_OF = {
+    "lora.target_modules": str | list[str],
+    "lora.init_lora_weights": bool | str,
+    "benchmark.batch_size": int | str,
+}
 
 
 @cache
