@@ -608,8 +608,10 @@ BAD: dict[str, dict[str, Bad | Row]] = {
         "no file": settings(
             "data.mix=[{path: a.jsonl}, {path: gone.jsonl}]", said="data.mix[1].path=gone.jsonl: there is no such file."
         ),
-        "a number for a path": settings(
-            "data.mix=[{path: 2024.jsonl}, {path: 2024}]", said="data.mix[0].path=2024.jsonl: there is no such file."
+        "a number for a path": Bad(
+            {"2024/train.jsonl": jsonl(EXCHANGE)},
+            ["data.mix=[{path: 2024.jsonl}, {path: 2024}]"],
+            ["data.mix[0].path=2024.jsonl: there is no such file."],
         ),
         "a split of a file": settings(
             "data.mix=[{path: a.jsonl}, {path: b.jsonl, split: test}]",

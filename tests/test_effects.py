@@ -17,8 +17,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
+from lm_eval import evaluator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -38,6 +37,7 @@ from hydratune.build.benchmark import build_tasks
 from hydratune.build.data import training_parts
 from hydratune.build.hardware import resolve
 from hydratune.build.model import load_model, load_tokenizer
+from hydratune.build.own_tasks import build_own_tasks
 from hydratune.build.quantization import quantized_modules
 from hydratune.build.source import gguf_path, locate
 from hydratune.build.sources import DEMO
@@ -252,16 +252,16 @@ def weights(run: RunDir) -> dict[str, Any]:
 
 
 def evaluating(config: Config, bench: Bench) -> list[dict[str, Any]]:
-    """What lm-eval's simple_evaluate is called with, a dictionary for each model."""
+    """What lm-eval's evaluate is called with, a dictionary for each model and sampling."""
     run, calls = RunDir(bench.new), []
     run.merged.symlink_to(bench.tiny)
 
-    def record(**options: Any) -> dict[str, Any]:
-        calls.append(options)
-        return {"results": {}, "samples": {}}
+    def record(lm: Any, tasks: Any, **options: Any) -> dict[str, Any]:
+        calls.append({"lm": lm, "tasks": tasks["tasks"], **options})
+        return {"results": {}, "samples": {}, "configs": {}}
 
     with bench.patch.context() as patched, patch.dict(os.environ):
-        patched.setattr(evaluate, "simple_evaluate", record)
+        patched.setattr(evaluator, "evaluate", record)
         evaluate.run(config, run, resolve(config))
     return calls
 
@@ -272,6 +272,15 @@ def of_evaluation(observe: Callable[[list[dict[str, Any]]], Any]) -> Probe:
 
 def asked(name: str) -> Probe:
     return of_evaluation(lambda calls: calls[0][name])
+
+
+def of_task(name: str, task: str = "demo_category") -> Probe:
+    return of_evaluation(lambda calls: calls[0]["tasks"][task].get_config(name))
+
+
+def drawn(name: str) -> Probe:
+    """Of the generation arguments of a task that generates."""
+    return of_evaluation(lambda calls: calls[0]["tasks"]["other"].get_config("generation_kwargs").get(name))
 
 
 def known_tasks(config: Config, bench: Bench) -> list[str]:
@@ -313,6 +322,7 @@ QLORA = {**NF4, "cache_dir": "NEW/cache"}
 HUB = {"model.name_or_path": "some/model"}
 GGUF = {"model.name_or_path": "FILES/gguf", "model.gguf_file": "a.gguf"}
 TASKS = {"benchmark.tasks": ["demo_category"], "benchmark.include_path": "FILES/tasks", "benchmark.models": ["base"]}
+GENERATES = {**TASKS, "benchmark.tasks": ["other"]}
 PROMPTS = {"generate.prompts": ["What is fern?"]}
 WANDB = {"tracking.kind": "wandb"}
 
@@ -437,15 +447,27 @@ EFFECTS = {
     "merge.tolerance": Effect(
         None, 1e-12, merged(lambda run: "within the tolerance"), {**QLORA, "merge.dtype": "bfloat16"}
     ),
-    "benchmark.tasks": Effect(["demo_category"], ["demo_category", "other"], asked("tasks"), TASKS, same=True),
-    "benchmark.include_path": Effect("demo", "FILES/tasks", known_tasks, TASKS),
-    "benchmark.limit": Effect(None, 5, asked("limit"), TASKS, same=True),
-    "benchmark.num_fewshot": Effect(None, 2, asked("num_fewshot"), TASKS, same=True),
-    "benchmark.apply_chat_template": Effect(True, False, asked("apply_chat_template"), TASKS, same=True),
-    "benchmark.batch_size": Effect(
-        8, 3, of_evaluation(lambda calls: calls[0]["model"].batch_size), TASKS, same=True
+    "benchmark.tasks": Effect(
+        ["demo_category"], ["demo_category", "other"], of_evaluation(lambda calls: sorted(calls[0]["tasks"])), TASKS,
+        same=True,
     ),
+    "benchmark.include_path": Effect("demo", "FILES/tasks", known_tasks, TASKS),
+    "benchmark.own_tasks": Effect(
+        {}, {"mine": {"kind": "multiple_choice", "path": "demo"}}, lambda config, bench: [
+            task.task_name for task in build_own_tasks(config.benchmark)
+        ], {**TASKS, "benchmark.tasks": ["demo_category", "mine"]},
+    ),
+    "benchmark.limit": Effect(None, 5, asked("limit"), TASKS, same=True),
+    "benchmark.num_fewshot": Effect(0, 2, of_task("num_fewshot"), TASKS, same=True),
+    "benchmark.fewshot_as_multiturn": Effect(True, False, asked("fewshot_as_multiturn"), TASKS, same=True),
+    "benchmark.apply_chat_template": Effect(True, False, asked("apply_chat_template"), TASKS, same=True),
+    "benchmark.system_instruction": Effect(None, "Be brief.", asked("system_instruction"), TASKS, same=True),
+    "benchmark.gen_kwargs": Effect({}, {"max_gen_toks": 9}, drawn("max_gen_toks"), GENERATES),
+    "benchmark.repeats": Effect(1, 3, of_evaluation(len), GENERATES, same=True),
+    "benchmark.seed": Effect(1234, 7, of_evaluation(lambda calls: calls[0]["lm"].sampling[0]), TASKS, same=True),
+    "benchmark.batch_size": Effect(8, 3, of_evaluation(lambda calls: calls[0]["lm"].size), TASKS, same=True),
     "benchmark.models": Effect(["base"], ["base", "merged"], of_evaluation(len), TASKS),
+    "benchmark.confirm_run_unsafe_code": Effect(False, True, asked("confirm_run_unsafe_code"), TASKS, same=True),
     "generate.prompts": Effect(["What is fern?"], ["What is fern?", "And otter?"], of_generation("input_ids")),
     "generate.file": Effect(None, "FILES/prompts.txt", of_generation("input_ids"), PROMPTS),
     "generate.models": Effect(["base"], ["base", "merged"], of_generation("max_new_tokens"), PROMPTS),
@@ -498,10 +520,14 @@ def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad.jsonl").write_text((folder / "rows.jsonl").read_text() + '\n{"messages": []}\n')
     put_rows(folder / "splits/test.jsonl", nouns[2:])
     (folder / "tasks").mkdir()
-    shutil.copy(DEMO / "task.py", folder / "tasks")
-    task = (DEMO / "demo_category.yaml").read_text()
-    for name in ("demo_category", "other"):
-        (folder / "tasks" / f"{name}.yaml").write_text(task.replace("task: demo_category", f"task: {name}"))
+    for name in ("task.py", "test.jsonl", "demo_category.yaml"):
+        shutil.copy(DEMO / name, folder / "tasks")
+    other = {
+        "task": "other", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(DEMO / "test.jsonl")}},
+        "test_split": "test", "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "exact_match"}],
+    }  # fmt: skip
+    (folder / "tasks" / "other.yaml").write_text(yaml.safe_dump(other))
 
     torch.manual_seed(0)
     adapter = get_peft_model(
@@ -647,17 +673,8 @@ def test_names_of_from_pretrained(bench: Bench) -> None:
 
 
 def test_names_of_lm_eval(bench: Bench) -> None:
-    names: set[str] = set()
-    real = HFLM.__init__
-
-    def record(self: Any, *positional: Any, **options: Any) -> None:
-        names.update(options)
-        real(self, *positional, **options)
-
-    bench.patch.setattr(HFLM, "__init__", record)
     (call,) = evaluating(configured(EFFECTS["benchmark.limit"], "benchmark.limit", 5, bench), bench)
-    assert call.keys() <= keywords(simple_evaluate)
-    assert names and names <= keywords(real)
+    assert call.keys() - {"lm", "tasks"} <= keywords(evaluator.evaluate)
 
 
 def test_names_of_generate(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from hydratune.config.load import to_config
 from hydratune.config.schema import Config, ConfigError, RunError
+from hydratune.preflight_hub import as_prefetched, settle_hub
 from hydratune.run.console import quiet
 from hydratune.run.layout import RunDir
 from hydratune.run.ranks import Ranks, others_run_dir, together
@@ -59,7 +60,10 @@ def _follow(me: Ranks, others: Any) -> int:
 
 
 def _do(message: dict[str, Any], me: Ranks, others: Any) -> None:
-    config, stage = to_config(message["config"]), message["stage"]
+    stage = message["stage"]
+    config = to_config(message["config"])
+    settle_hub([(config, [stage])])
+    config = as_prefetched(config)
     assert config.run_dir
     with others_run_dir(Path(config.run_dir)) as run_dir, quiet(Path(os.devnull)):
         hardware = importlib.import_module("hydratune.build.hardware").resolve(config)

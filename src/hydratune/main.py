@@ -55,6 +55,10 @@ def _command(arguments: list[str], me: Ranks) -> None:
 
         return print_completions()
     with _plain_errors(typed):
+        if typed.compared is not None:
+            from hydratune.compare import show
+
+            return show(typed.compared)
         _refuse_combinations(typed, me)
         if typed.asked is not None:
             from hydratune.config.explain import explain
@@ -67,6 +71,10 @@ def _command(arguments: list[str], me: Ranks) -> None:
 
 
 def _refuse_combinations(typed: Typed, me: Ranks) -> None:
+    if typed.prefetches and (typed.multirun or any(word.startswith("sweep=") for word in typed.overrides)):
+        raise ConfigError(
+            "hydratune prefetch takes one run's settings: leave -m and sweep= out, and type those of a job."
+        )
     if typed.multirun and me.world_size > 1:
         raise ConfigError(
             f"A sweep's jobs are processes of their own, and {me.world_size} were started: type it without torchrun or srun."
@@ -96,6 +104,11 @@ def _run(composed: DictConfig, typed: Typed, me: Ranks) -> float | None:
             preflight.check(config, ["prepare"])
             _show_rows(config, typed.rows)
             return None
+        if typed.prefetches:
+            from hydratune.prefetch import prefetch
+
+            prefetch(config)
+            return None
         pipeline.check_inputs(config)
         stages = pipeline.unfinished(config)
         check_ranks(config, stages, me)
@@ -114,11 +127,12 @@ def _run(composed: DictConfig, typed: Typed, me: Ranks) -> float | None:
 
 
 def _show_rows(config: Config, numbers: list[int]) -> None:
+    from hydratune.preflight_hub import as_prefetched
     from hydratune.run.console import quiet
     from hydratune.stages.data import show
 
     with quiet(Path(os.devnull)):
-        show(config, numbers)
+        show(as_prefetched(config), numbers)
 
 
 @contextmanager

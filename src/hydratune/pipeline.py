@@ -1,6 +1,7 @@
 """Run the named stages in order; what has a receipt is skipped."""
 
 import errno
+import glob
 import importlib
 import json
 import time
@@ -14,9 +15,10 @@ from typing import Any
 import yaml
 
 from hydratune.config.load import saved_form
-from hydratune.config.schema import STAGES, Config, ConfigError, RunError
+from hydratune.config.schema import STAGES, BenchmarkConf, Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
 from hydratune.follow import SHARED, shared
+from hydratune.preflight_hub import as_prefetched
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
@@ -132,7 +134,23 @@ def _key(stage: str, config: Config) -> Any:
     whole = saved_form(config)
     if stage == "prepare":  # before training has begun
         return [whole["model"], whole["data"], whole["trainer"]["max_length"]]
-    return whole["benchmark" if stage == "evaluate" else stage] if stage in ("merge", "evaluate", "generate") else None
+    if stage == "evaluate":
+        return [whole["benchmark"], _files_of(config.benchmark)]
+    return whole[stage] if stage in ("merge", "generate") else None
+
+
+def _files_of(conf: BenchmarkConf) -> list[tuple[str, int, int]]:
+    """The user's task files and rows, with size and time: they may hold something else by now."""
+    named = [conf.include_path] if conf.include_path else []
+    for entry in conf.own_tasks.values():
+        if isinstance(entry, dict):
+            named += [entry[key] for key in ("path", "fewshot_path") if isinstance(entry.get(key), str)]
+    found: set[Path] = set()
+    for name in named:
+        for path in map(Path, glob.glob(str(Path(name).expanduser()), recursive=True)):
+            found |= {path} if path.is_file() else {inner for inner in path.rglob("*") if inner.is_file()}
+    states = {path: path.stat() for path in sorted(found) if "__pycache__" not in path.parts}
+    return [(str(path), state.st_size, state.st_mtime_ns) for path, state in states.items()]
 
 
 def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:
@@ -184,7 +202,7 @@ def _run_stages(config: Config, run_dir: RunDir, me: Ranks) -> None:
                 say("  " + " ".join(f"{key}={value}" for key, value in asdict(hardware).items()))
             here = replace(hardware, world_size=me.world_size if stage in SHARED else 1)
             with _disk_errors(stage, run_dir), shared(stage, config, run_dir, here, me):
-                metrics = importlib.import_module(f"hydratune.stages.{stage}").run(config, run_dir, here)
+                metrics = importlib.import_module(f"hydratune.stages.{stage}").run(as_prefetched(config), run_dir, here)
         seconds = time.monotonic() - start
         said = {"findings": metrics.pop("findings")} if "findings" in metrics else {}
         facts |= {

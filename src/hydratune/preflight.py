@@ -12,9 +12,9 @@ from typing import Any
 
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import STAGES, Config, ConfigError, ModelConf
-from hydratune.config.values import suggestion
-from hydratune.preflight_data import check_data, check_rendered
-from hydratune.preflight_options import check_options
+from hydratune.preflight_data import check_data, check_own_tasks, check_rendered
+from hydratune.preflight_hub import as_prefetched, check_task_files, is_of_hub, settle_hub
+from hydratune.preflight_options import check_generation, check_options
 
 # what decides which modules an adapter gets, whatever its rank
 ADAPTED = (
@@ -35,6 +35,7 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     _import_libraries(jobs)
+    missing = settle_hub(jobs)
     answers: dict[str, list[str]] = {}
 
     def ask(step: Callable[[Config], None], config: Config, reads: tuple[str, ...]) -> list[str]:
@@ -51,14 +52,15 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     found = []
     with warnings.catch_warnings():  # nothing is written yet, so there is no log that would take them
         warnings.simplefilter("ignore")
-        for config, stages in jobs:
+        for config, stages in [(as_prefetched(config), stages) for config, stages in jobs]:
             said = [
                 sentence
                 for step, reads, needed_by in STEPS
                 if set(stages) & set(needed_by)
                 for sentence in ask(step, config, reads)
+                if not (missing and is_of_hub(sentence))
             ]
-            found.append(list(dict.fromkeys(said)))
+            found.append(list(dict.fromkeys([*said, *missing])))
     return found
 
 
@@ -169,16 +171,9 @@ def _prompts(config: Config) -> None:
 
 
 def _tasks(config: Config) -> None:
-    from hydratune.build.benchmark import build_tasks
+    from hydratune.preflight_tasks import check_tasks
 
-    names = build_tasks(config.benchmark).all_tasks
-    wrong = [
-        f"benchmark.tasks names {task!r}, which lm-eval does not know{suggestion(task, names)}."
-        for task in config.benchmark.tasks
-        if task not in names
-    ]
-    if wrong:
-        raise ConfigError(wrong)
+    check_tasks(config)
 
 
 LOADING = ("prepare", "train", "evaluate")  # stages that begin with the model or its tokenizer
@@ -194,6 +189,9 @@ STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], 
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),
     (_tasks, ("benchmark",), ("evaluate",)),
+    (check_own_tasks, ("benchmark", "model"), ("evaluate",)),
+    (check_generation, ("benchmark.gen_kwargs",), ("evaluate",)),
+    (check_task_files, ("benchmark",), ("evaluate",)),
     (_asked, ("model", "generate.models", "run_dir"), ("generate",)),
     (_prompts, ("generate",), ("generate",)),
 )

@@ -34,3 +34,39 @@ def check_rendered(config: Config) -> None:
     wrong = tokenizing.first_problems(parts)
     if wrong and config.data.on_bad_row == "error":
         raise bad_rows(wrong)
+
+
+def check_own_tasks(config: Config) -> None:
+    """That the rows of benchmark.own_tasks can be asked about, and that no task of benchmark.include_path is called the same.
+
+    Raises ConfigError naming file and row.
+    """
+    conf = config.benchmark
+    names = [name for name in conf.tasks if name in conf.own_tasks]
+    if not names:
+        return
+    from hydratune.build import own_tasks
+    from hydratune.build.benchmark import task_folder
+    from hydratune.build.model import load_tokenizer
+    from hydratune.build.source import locate
+    from hydratune.build.task_index import Tasks
+
+    tokenizer, wrong = None, []
+    try:
+        theirs = Tasks(task_folder(conf), []).task_index  # of benchmark.include_path alone
+        wrong = [
+            f"benchmark.own_tasks.{name} is called as a task of benchmark.include_path={conf.include_path}: give it "
+            "another name."
+            for name in names
+            if name in theirs
+        ]
+        source, gguf = locate(config.model, cache_dir(config))
+        tokenizer = load_tokenizer(config.model, source, **gguf)
+    except ConfigError:
+        pass  # other checks say it
+    try:
+        own_tasks.check_own_tasks(conf, tokenizer)
+    except ConfigError as error:
+        wrong += error.sentences
+    if wrong:
+        raise ConfigError(wrong)

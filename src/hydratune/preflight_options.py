@@ -78,6 +78,22 @@ def check_options(config: Config) -> None:
         raise ConfigError(wrong)
 
 
+def check_generation(config: Config) -> None:
+    """Names in benchmark.gen_kwargs against what generation knows."""
+    if not config.benchmark.gen_kwargs:
+        return
+    from transformers import GenerationConfig
+
+    known = [*(name for name in vars(GenerationConfig()) if not name.startswith("_")), "until", "max_gen_toks"]
+    wrong = [
+        f"benchmark.gen_kwargs.{name} is nothing that generation knows{suggestion(name, known)}."
+        for name in config.benchmark.gen_kwargs
+        if name not in known
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def _optimizer(args: Any) -> None:
     """Raises ImportError or ValueError where what trainer.optim names isn't installed, or needs more."""
     from hydratune.build.trainer import Trainer

@@ -157,7 +157,9 @@ def test_tied_embeddings_that_peft_trains_as_one_and_merges_as_two(tmp_path: Pat
     base = base_model(tmp_path / "base", "llama", True, torch.float32, shards=False)
     lora = {"target_modules": ["embed_tokens"], "extra": {"ensure_weight_tying": True}}
     peft, stream = (before_training(base, lora=lora, merge={"method": method}) for method in ("peft", "stream"))
-    assert peft.startswith("peft's own merge of an adapter of this embedding is not what was trained: set merge.method=")
+    assert peft.startswith(
+        "peft's own merge of an adapter of this embedding is not what was trained: set merge.method="
+    )
     # peft's tie brings an adapter of the head along, which only other trainers than trl's can have made
     assert stream == peft.partition("set merge.method=stream. ")[2]
     assert stream.startswith("lora.target_modules=['embed_tokens'] reaches lm_head, of which trl trains no adapter")

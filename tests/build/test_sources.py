@@ -278,8 +278,8 @@ def test_another_commit_than_the_one_that_was_asked_for(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["data.path=no/thing"], "data.path=no/thing, split train: Couldn't reach 'no/thing' on the Hub (OfflineModeIsEnabled)."),
-        (["data.path=nothing"], "data.path=nothing, split train: Couldn't reach 'nothing' on the Hub (OfflineModeIsEnabled)."),
+        (["data.path=no/thing"], "The dataset no/thing of data.path is neither here nor in "),
+        (["data.path=nothing"], "The dataset nothing of data.path is neither here nor in "),
         (
             ["data.path=some/chats", "data.split=test"],
             """data.path=some/chats, split test: Unknown split "test". Should be one of ['train'].""",
@@ -297,7 +297,7 @@ def test_what_the_hub_does_not_have(
     open_source(SourceConf(path="some/chats"))  # which leaves a lock
     model = ["model=local", f"model.name_or_path={tiny}", "quantization=none", "data=jsonl", "run_dir=run"]
     lines = refused(*model, "stages=[prepare]", *typed).splitlines()
-    assert lines[-1] == f"hydratune: {said}"
+    assert lines[-1].startswith(f"hydratune: {said}")
     assert all("some/chats" in line or "cached dataset" in line for line in lines[:-1])
 
 

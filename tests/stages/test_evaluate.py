@@ -1,57 +1,313 @@
-"""The comparison of models on the same documents."""
+"""The evaluate stage through the command line: lm-eval's own scores, each question asked once, nothing lost."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
-from scipy import stats
+from datasets import load_dataset
+from lm_eval.utils import get_results_filenames, get_sample_results_filenames, make_table
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
-from hydratune.stages.evaluate import compare
+from hydratune.build.sources import DEMO
+from tests.conftest import chat_rows
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+DOCUMENTS = 12
+# six choices, an answer, a likelihood and a whole text of each document; seven of the likelihoods are of a choice
+QUESTIONS = DOCUMENTS * (6 + 1 + 1 + 1) - 7
+COMMON = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/test.jsonl, train: {demo}/train.jsonl}}}}
+test_split: test
+fewshot_split: train
+fewshot_config: {{sampler: first_n}}
+output_type: {kind}
+"""
+ASKED = "doc_to_text: \"{{messages[0]['content']}}\"\ndoc_to_target: \"{{messages[1]['content']}}\"\n"
+KINDS = {
+    "multiple_choice": ASKED + "doc_to_choice: [animal, body, 'some kind of food', location, person, 'a plant']\n",
+    "generate_until": ASKED
+    + "generation_kwargs: {until: ['\\n', '.'], max_gen_toks: 12, do_sample: false}\n"
+    + "metric_list: [{metric: exact_match}, {metric: bleu}]\n",
+    "loglikelihood": ASKED + "metric_list: [{metric: perplexity}, {metric: acc}]\n",
+    "loglikelihood_rolling": "doc_to_text: ''\ndoc_to_target: \"{{messages[0]['content']}}\"\n"
+    + "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n",
+}
+PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
+NAMES = {kind: f"try_{kind}" for kind in KINDS}
+ALL = ",".join(NAMES.values())
 
 
-def results(higher_is_better: bool = True, **scores: list[float]) -> dict[str, dict[str, object]]:
+def environment(folder: Path, cache: str = "cache") -> dict[str, str]:
     return {
-        model: {
-            "higher_is_better": {"task": {"acc": higher_is_better}},
-            "samples": {
-                "task": [{"doc_id": i, "acc": v, "metrics": ["acc"], "filter": "none"} for i, v in enumerate(values)]
-            },
-        }
-        for model, values in scores.items()
+        **os.environ, "HYDRATUNE_CACHE": str(folder / cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }  # fmt: skip
+
+
+def call(folder: Path, *arguments: str, cache: str = "cache", status: int = 0) -> str:
+    command = [sys.executable, "-m", "hydratune", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(folder, cache), capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A folder with four task files and a trained run, on a tokenizer that begins each text with BOS."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    model = folder / "model"
+    shutil.copytree(tiny, model)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(model / "tokenizer.json"))
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    lines = (DEMO / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tasks / "test.jsonl").write_text("".join(lines[:DOCUMENTS]), encoding="utf-8")
+    for kind, text in KINDS.items():
+        (tasks / f"{kind}.yaml").write_text(COMMON.format(name=NAMES[kind], folder=tasks, demo=DEMO, kind=kind) + text)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    call(
+        folder, "model=local", f"model.name_or_path={model}", "data=jsonl", "data.path=rows.jsonl", "run_dir=run",
+        "trainer.max_steps=20", "trainer.learning_rate=2e-2", "lora=all_linear", "quantization=none",
+        "stages=[prepare,train,merge]",
+        "trainer.per_device_train_batch_size=8",
+    )  # fmt: skip
+    return folder
+
+
+def evaluated(folder: Path, *settings: str, run: str = "run", cache: str = "cache") -> str:
+    given = [f"run_dir={run}", "stages=[evaluate]", "benchmark.include_path=tasks", f"benchmark.tasks=[{ALL}]"]
+    typed = {word.partition("=")[0] for word in settings}
+    return call(folder, *(word for word in given if word.partition("=")[0] not in typed), *settings, cache=cache)
+
+
+def copied(trained: Path, name: str) -> str:
+    """Another run of the same model, adapter and merged model."""
+    shutil.rmtree(trained / name, ignore_errors=True)
+    shutil.copytree(trained / "run", trained / name, ignore=shutil.ignore_patterns("benchmark", "evaluate.json"))
+    return name
+
+
+def results(folder: Path, name: str, run: str = "run") -> dict[str, Any]:
+    return dict(json.loads((folder / run / "benchmark" / f"{name}.json").read_text()))
+
+
+def answers(folder: Path, name: str, run: str = "run") -> dict[str, list[Any]]:
+    """Task -> what the model answered to each document."""
+    found = {}
+    for path in sorted((folder / run / "benchmark" / name).glob("samples_*.jsonl")):
+        task = re.fullmatch(r"samples_(\w+)_\d.*", path.stem)
+        assert task
+        found[task[1]] = [json.loads(line)["resps"] for line in path.read_text().splitlines()]
+    return found
+
+
+def counts(said: str, name: str) -> tuple[int, int]:
+    """How many questions a model was asked, and how many of them were answered before."""
+    found = re.search(rf"  {name} +([\d,]+) questions, ([\d,]+) of them answered before", said)
+    assert found, said
+    return int(found[1].replace(",", "")), int(found[2].replace(",", ""))
+
+
+def scores(of: dict[str, Any]) -> dict[str, Any]:
+    """Each score of lm-eval's results; standard errors but those that are drawn, of which it draws more."""
+    drawn = ("perplexity_stderr", "bleu_stderr")
+    return {
+        f"{task}/{name}": value
+        if isinstance(value, str) or not name.startswith(PERPLEXITIES)
+        else pytest.approx(value, rel=1e-5)
+        for task, metrics in of["results"].items()
+        for name, value in metrics.items()
+        if "," in name and not name.startswith(drawn)
     }
 
 
-BASE = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0]
-BETTER = [1, 1, 1, 1, 1, 1, 0, 1, 1, 1]
-ALIKE = [1, 0, 1, 0, 0, 0, 0, 1, 0, 0]
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("few", [0, 2])
+def test_scores_are_those_of_the_lm_eval_command(trained: Path, chat: bool, few: int) -> None:
+    run = copied(trained, "compared")
+    settings = (f"benchmark.apply_chat_template={chat}", f"benchmark.num_fewshot={few}", "benchmark.batch_size=3")
+    evaluated(trained, *settings, "benchmark.models=[base,adapter]", run=run)
+    for name in ("base", "adapter"):
+        out = trained / "theirs" / name
+        shutil.rmtree(out, ignore_errors=True)
+        peft = f",peft={trained / 'run/adapter'}" if name == "adapter" else ""
+        command = [
+            str(BIN / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={trained / 'model'},dtype=float32{peft}",
+            "--tasks", ALL, "--include_path", str(trained / "tasks"), "--num_fewshot", str(few), "--batch_size", "3",
+            "--device", "cpu", "--seed", "1234", "--output_path", str(out), *(["--apply_chat_template"] if chat else []),
+        ]  # fmt: skip
+        quick = {**environment(trained), "DISABLE_MULTIPROC": "1"}
+        code = f"import sys; sys.argv = {command!r}; from lm_eval import tasks, defaults; " + (
+            "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=quick, capture_output=True, text=True, cwd=trained)
+        assert done.returncode == 0, done.stderr
+        (theirs,) = out.rglob("results_*.json")
+        ours, other = results(trained, name, run), json.loads(theirs.read_text())
+        assert len(scores(ours)) >= 12
+        assert scores(ours) == {key: getattr(value, "expected", value) for key, value in scores(other).items()}
+        assert ours["n-shot"] == other["n-shot"] == dict.fromkeys(NAMES.values(), few)
 
 
-def test_the_difference_is_scipys_paired_test() -> None:
-    base, merged = compare("task", results(base=BASE, merged=BETTER))
-    assert base["value"] == pytest.approx(0.3)
-    assert base["stderr"] == pytest.approx(stats.sem(BASE))
-    assert merged["difference"] == pytest.approx(0.6)
-    statistic = merged["difference"] / merged["difference_stderr"]
-    assert statistic == pytest.approx(stats.ttest_rel(BETTER, BASE).statistic)
-    assert merged["verdict"] == "better"
+def test_base_and_adapter_in_one_load_answer_as_each_alone(trained: Path) -> None:
+    run = copied(trained, "together")
+    evaluated(trained, run=run, cache="together-cache")
+    for name in ("base", "adapter"):
+        alone = copied(trained, f"alone-{name}")
+        evaluated(trained, f"benchmark.models=[{name}]", run=alone, cache=f"alone-{name}-cache")
+        assert answers(trained, name, alone) == answers(trained, name, run)
+    assert answers(trained, "base", run) != answers(trained, "adapter", run)
 
 
-def test_the_other_way_round_is_worse() -> None:
-    assert compare("task", results(base=BETTER, merged=BASE))[1]["verdict"] == "worse"
+def test_no_question_is_asked_twice(trained: Path) -> None:
+    first = evaluated(trained, run=copied(trained, "first"), cache="once")
+    asked = {name: counts(first, name) for name in ("base", "adapter", "merged")}
+    assert asked["base"] == (QUESTIONS, 0)
+    again = evaluated(trained, run=copied(trained, "second"), cache="once")
+    assert all(counts(again, name) == (count, count) for name, (count, _) in asked.items())
+    assert answers(trained, "base", "second") == answers(trained, "base", "first")
+    assert results(trained, "merged", "second")["results"] == results(trained, "merged", "first")["results"]
+    # of a model with other weights nothing is known
+    other = copied(trained, "other")
+    adapter = trained / other / "adapter/adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-3] ^= 1
+    adapter.write_bytes(content)
+    said = evaluated(trained, "benchmark.models=[base,adapter]", run=other, cache="once")
+    assert counts(said, "base") == (QUESTIONS, QUESTIONS) and counts(said, "adapter") == (QUESTIONS, 0)
 
 
-def test_less_is_better_where_the_metric_says_so() -> None:
-    assert compare("task", results(False, base=BETTER, merged=BASE))[1]["verdict"] == "better"
+def test_a_higher_limit_asks_only_what_is_new(trained: Path) -> None:
+    run, task = copied(trained, "limits"), f"benchmark.tasks=[{NAMES['multiple_choice']}]"
+    settings = (task, "benchmark.models=[base]")
+    assert counts(evaluated(trained, *settings, "benchmark.limit=4", run=run, cache="limits"), "base") == (24, 0)
+    assert counts(evaluated(trained, *settings, "benchmark.limit=9", run=run, cache="limits"), "base") == (54, 24)
+    assert results(trained, "base", run)["n-samples"][NAMES["multiple_choice"]]["effective"] == 9
 
 
-def test_what_can_not_be_told_apart_is_said_to_be_so() -> None:
-    assert stats.ttest_rel(ALIKE, BASE).pvalue > 0.05
-    assert compare("task", results(base=BASE, merged=ALIKE))[1]["verdict"] == "not distinguishable"
-    assert compare("task", results(base=BASE, merged=BASE))[1]["verdict"] == "not distinguishable"
+def test_an_evaluation_that_was_killed_goes_on(trained: Path) -> None:
+    """And ends with the same answers to the last bit."""
+    whole, cut = copied(trained, "whole"), copied(trained, "cut")
+    settings = ["benchmark.models=[base,adapter]", "benchmark.batch_size=1"]
+    evaluated(trained, *settings, run=whole, cache="whole-cache")
+    kept = trained / "cut-cache" / "answers"
+    command = [
+        sys.executable, "-m", "hydratune", f"run_dir={cut}", "stages=[evaluate]", "benchmark.include_path=tasks",
+        f"benchmark.tasks=[{ALL}]", *settings,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=trained, env=environment(trained, "cut-cache"), stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    while sum(path.read_bytes().count(b"\n") for path in kept.rglob("*.jsonl")) < 5 and process.poll() is None:
+        assert time.monotonic() - began < 120
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (trained / cut / "benchmark/base.json").exists()
+    for path in kept.rglob("*.jsonl"):  # a kill may cut a line as it is written
+        path.write_bytes(path.read_bytes() + b'["0123')
+    asked, before = counts(evaluated(trained, *settings, run=cut, cache="cut-cache"), "base")
+    assert 5 <= before < asked
+    for name in ("base", "adapter"):
+        assert answers(trained, name, cut) == answers(trained, name, whole)
 
 
-def test_other_documents_are_not_compared() -> None:
-    rows = compare("task", results(base=BASE, merged=BETTER[:5]))
-    assert "difference" not in rows[1]
+def test_two_runs_at_once_share_the_work(trained: Path) -> None:
+    runs = [copied(trained, "one"), copied(trained, "two")]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "hydratune", f"run_dir={run}", "stages=[evaluate]", "benchmark.include_path=tasks",
+                f"benchmark.tasks=[{ALL}]", "benchmark.models=[base]", "benchmark.batch_size=1",
+            ],
+            cwd=trained, env=environment(trained, "both-cache"), stdout=subprocess.PIPE, text=True,
+        )
+        for run in runs
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    (asked, before), (also, rest) = (counts(one, "base") for one in said)
+    assert asked == also == QUESTIONS
+    assert before + rest == asked, "a question was asked by both, or by none"
+    assert answers(trained, "base", "one") == answers(trained, "base", "two")
 
 
-def test_one_document_has_no_error() -> None:
-    (row,) = compare("task", results(base=[1]))
-    assert row["stderr"] is None
+def test_several_samplings(trained: Path) -> None:
+    run, task = copied(trained, "seeds"), NAMES["generate_until"]
+    settings = (
+        f"benchmark.tasks=[{task},{NAMES['multiple_choice']}]",
+        "benchmark.models=[base]",
+        "benchmark.repeats=3",
+    )
+    evaluated(trained, *settings, run=run, cache="seeds-cache")
+    folder = trained / run / "benchmark/base"
+    each = [answers(trained, "base", run)[task]]
+    for number in (1, 2):
+        (path,) = (folder / f"seeds/{number}").glob("samples_*.jsonl")
+        assert task in path.name
+        each.append([json.loads(line)["resps"] for line in path.read_text().splitlines()])
+        (found,) = (folder / f"seeds/{number}").glob("results_*.json")
+        assert json.loads(found.read_text())["config"]["gen_kwargs"] == {"do_sample": True, "temperature": 1.0}
+    assert each[0] != each[1] != each[2] != each[0]
+    again = copied(trained, "seeds-again")
+    evaluated(trained, *settings, run=again, cache="seeds-other-cache")
+    assert answers(trained, "base", again)[task] == each[0], "the same seed draws the same"
+    other = copied(trained, "seeds-other")
+    evaluated(trained, *settings, "+benchmark.gen_kwargs.temperature=0.5", run=other, cache="seeds-cache")
+    assert answers(trained, "base", other)[task] != each[0]
+
+
+def test_what_is_written_is_read_by_lm_evals_own_tools(trained: Path) -> None:
+    run = copied(trained, "read")
+    evaluated(trained, "benchmark.models=[base]", run=run)
+    files = [str(path) for path in (trained / run / "benchmark/base").iterdir()]
+    (found,) = get_results_filenames(files)
+    assert json.loads(Path(found).read_text()) == results(trained, "base", run)
+    assert NAMES["multiple_choice"] in make_table(json.loads(Path(found).read_text()))
+    samples = get_sample_results_filenames(files)
+    assert len(samples) == len(KINDS)
+    for path in samples:
+        assert len(load_dataset("json", data_files=path, cache_dir=str(trained / "read"), split="train")) == DOCUMENTS
+    written = results(trained, "base", run)["config"]
+    assert written["prompt_as_trained"] is True and written["fewshot_seed"] == 1234
+
+
+def test_a_prompt_with_two_bos_is_refused(trained: Path) -> None:
+    run = copied(trained, "doubled")
+    for place in (trained / "model/chat_template.jinja", trained / run / "adapter/chat_template.jinja"):
+        before = place.read_text()
+        place.write_text("{{ bos_token }}{{ bos_token }}" + before)
+    said = call(
+        trained, f"run_dir={run}", "stages=[evaluate]", "benchmark.include_path=tasks", f"benchmark.tasks=[{ALL}]",
+        "benchmark.models=[base]", status=1,
+    )  # fmt: skip
+    (trained / "model/chat_template.jinja").write_text(before)
+    assert "Prompts of this evaluation begin with two <s>" in said and "Traceback" not in said
+
+
+def test_a_template_that_refuses_the_system_message(trained: Path) -> None:
+    run, template = copied(trained, "no-system"), trained / "model/chat_template.jinja"
+    before = template.read_text()
+    template.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + before
+    )
+    said = call(
+        trained, f"run_dir={run}", "stages=[evaluate]", "benchmark.include_path=tasks", f"benchmark.tasks=[{ALL}]",
+        "benchmark.models=[base]", "benchmark.system_instruction=Be brief.", status=1,
+    )  # fmt: skip
+    template.write_text(before)
+    assert "The chat template refuses a prompt of this task (system, user, …): no system here." in said
+    assert "Traceback" not in said

@@ -1,5 +1,6 @@
 """The three models of a run: its base, the base with the adapter as it was trained, and the merged folder."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def resized_rows(base: Any, adapter: Path) -> list[int]:
             shapes = [shape for name in held if len(shape := file.get_slice(name).get_shape()) == 2]
             found += [shape[0] for shape in shapes if shape[0] != rows and shape[1] == width][:1]
     return found
+
+
+def switches_off(adapter: Path) -> bool:
+    """Whether the adapter's layers, switched off, leave the base as it was: no trained bias, no other vocabulary."""
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        embeddings = [n for n in file.keys() if ".lora_" not in n and ("embed" in n or "head" in n)]  # noqa: SIM118
+    return settings.get("bias", "none") == "none" and not embeddings
 
 
 def keep_vocabulary(model: Any, adapter: Path, added: Sequence[int]) -> None:

@@ -30,26 +30,35 @@ def _of_rows(
     dropout: float = 0.0,
     scaling: float | None = None,
     seq_lengths: list[int] | None = None,
+    seq_masks: list[Tensor | None] | None = None,
+    seq_shared: bool = False,
     sliding_window: int | None = None,
     **further: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each row alone, as an attention function of transformers.
 
     query has the shape (1, heads, tokens, head_dim), key and value (1, key heads, tokens, head_dim); `seq_lengths` are
-    the rows' and sum up to the tokens. Returns (1, tokens, heads, head_dim). Raises NotImplementedError for what it
-    doesn't know: logits that are capped, sinks, rows beyond a window.
+    the rows' and sum up to the tokens. A row of T tokens may have a mask of its own in `seq_masks`, (T, T), true where
+    a token sees another. `seq_shared`: the first row, of S tokens, stands before each other one, whose masks then are
+    (T, S + T). Returns (1, tokens, heads, head_dim). Raises NotImplementedError for what it doesn't know:
+    logits that are capped, sinks, rows beyond a window.
     """
     if seq_lengths is None or any(further.get(name) is not None for name in ("softcap", "s_aux")):
         raise NotImplementedError
     if sliding_window and max(seq_lengths) > sliding_window:
         raise NotImplementedError
-    rows = []
-    for q, k, v in zip(*(states.split(seq_lengths, dim=2) for states in (query, key, value)), strict=True):
+    rows: list[Tensor] = []
+    masks = seq_masks or [None] * len(seq_lengths)
+    queries, keys, values = (states.split(seq_lengths, dim=2) for states in (query, key, value))
+    for q, k, v, mask in zip(queries, keys, values, masks, strict=True):
+        if seq_shared and rows:
+            k, v = torch.cat([keys[0], k], dim=2), torch.cat([values[0], v], dim=2)
         rows.append(
             scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+                q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
-        )
+        )  # fmt: skip
     return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
 
 

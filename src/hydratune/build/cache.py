@@ -36,6 +36,21 @@ def build_once(target: Path, build: Callable[[Path], None], waiting: Callable[[s
 
 
 @contextmanager
+def one_at_a_time(lock: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Of all processes that come to the same `lock`, also on several machines over one file system, one is inside."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    said = False
+    while True:
+        with _locked(lock) as holder:
+            if holder is None:
+                yield
+                return
+        if waiting and not said:
+            said = True
+            waiting(holder)
+
+
+@contextmanager
 def _locked(lock: Path) -> Iterator[str | None]:
     """None where this process holds the lock inside the block; else who holds it, after a moment's wait."""
     me = f"{socket.gethostname()} {os.getpid()}"

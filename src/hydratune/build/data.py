@@ -19,6 +19,7 @@ from hydratune.formats import IN_A_MESSAGE, Chat, Text, detect, example
 
 CHECKED_ROWS = 10_000  # of each source, before anything is started
 NAMES = 20  # columns that an error lists
+Named = tuple[SourceConf, str, str]  # a source, and the settings that hold its path and its split
 NAMED = 3  # bad rows that an error names; it counts the others
 
 
@@ -90,19 +91,25 @@ class Part:
 
 def training_parts(conf: DataConf) -> list[Part]:
     """The sources to train on. Raises ConfigError where one isn't there."""
+    parts = [_part(conf, *named) for named in _training(conf)]
+    shares = [entry.get("weight") for entry in conf.mix]
+    return _weighted(parts, shares) if any(share is not None for share in shares) else parts
+
+
+def _training(conf: DataConf) -> Iterator[Named]:
     if not conf.mix:
-        return [_part(conf, SourceConf(**_of_source(conf)))]
-    parts, shares = [], []
+        yield SourceConf(**_of_source(conf)), "data.path", "data.split"
     for number, entry in enumerate(conf.mix):
         # OmegaConf takes '3' for 3 under the keys of the group, and so it is here
         own = {key: converted(f"data.{key}", value) for key, value in entry.items() if key != "weight"}
         key = f"data.mix[{number}]"
         split_key = f"{key}.split" if "split" in own else "data.split"
-        parts.append(_part(conf, SourceConf(**{**_of_source(conf), **own}), f"{key}.path", split_key))
-        shares.append(entry.get("weight"))
-    if any(share is not None for share in shares):
-        return _weighted(parts, shares)
-    return parts
+        yield SourceConf(**{**_of_source(conf), **own}), f"{key}.path", split_key
+
+
+def sources_of(conf: DataConf) -> list[Named]:
+    """What is said of each source of training and validation rows, and the settings that hold its path and its split."""
+    return [*_training(conf), *_validation(conf)]
 
 
 def _weighted(parts: list[Part], weights: list[float]) -> list[Part]:
@@ -123,14 +130,18 @@ def _weighted(parts: list[Part], weights: list[float]) -> list[Part]:
 
 def validation_parts(conf: DataConf) -> list[Part]:
     """The sources of the validation rows that are not a share of the training rows."""
+    return [_part(conf, *named) for named in _validation(conf)]
+
+
+def _validation(conf: DataConf) -> Iterator[Named]:
     if conf.validation_path is None and conf.validation_split is None:
-        return []
+        return
     path, split = conf.validation_path or conf.path, conf.validation_split or "train"
     own = {**_of_source(conf), "path": path, "split": split, "max_rows": None, "shuffle_seed": None}
     if path != conf.path:
         own |= {"name": None, "revision": None}  # which are of the other place
     key = "data.validation_path" if conf.validation_path else "data.path"
-    return [_part(conf, SourceConf(**own), key, "data.validation_split")]
+    yield SourceConf(**own), key, "data.validation_split"
 
 
 def check_rows(conf: DataConf) -> None:
@@ -169,7 +180,7 @@ def bad_rows(sentences: list[str], more: int = 0) -> ConfigError:
     return ConfigError(sentences[:NAMED] + ([f"… and {more} further rows like these."] if more > 0 else []))
 
 
-def _part(conf: DataConf, own: SourceConf, key: str = "data.path", split_key: str = "data.split") -> Part:
+def _part(conf: DataConf, own: SourceConf, key: str, split_key: str) -> Part:
     return Part(own, open_source(own, key, split_key), _formatter(conf, own), own.max_rows)
 
 

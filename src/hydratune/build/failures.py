@@ -20,6 +20,11 @@ NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory",
 ROWS_SAID = 8  # in a sentence; all of them are in failure.json
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory, of the GPU or of the machine."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
+
+
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
     """Out of memory is no crash: the sentence names what would need less."""
@@ -27,7 +32,7 @@ def memory_errors(config: Config) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
         said = " ".join(str(error).split())
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(word in said for word in NO_MEMORY):
+        if not out_of_memory(error):
             raise
         where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in said else "memory"
         raise RunError(_no_memory(config, where, said)) from None

@@ -24,7 +24,7 @@ def of_run(
     """What a checkpoint fits to, by the names that a sentence calls it. `tokens` is the token cache's key."""
     whole = {
         "the model": _model(source, config.model.revision, model.config),
-        "the tokenizer": _tokenizer_digest(tokenizer),
+        "the tokenizer": tokenizer_digest(tokenizer),
         "the rows' tokens": tokens.partition("-")[0],  # what they are, and not where
         **{f"lora.{key}": value for key, value in asdict(config.lora).items()},
         **{f"quantization.{key}": value for key, value in asdict(config.quantization).items()},
@@ -44,7 +44,8 @@ def _model(source: str, revision: str | None, settings: Any) -> str:
     return f"{source} {getattr(settings, '_commit_hash', None) or revision}"
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hexadecimal digits over how it makes tokens of a text, and its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     how = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
     told = {key: value for key, value in how.items() if key not in ("truncation", "padding")}  # of its last call

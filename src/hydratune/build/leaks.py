@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 
 from hydratune.build.cache import build_once
 from hydratune.build.overlap import Documents
+from hydratune.build.own_rows import own_documents
 from hydratune.build.store import Prepared
 from hydratune.config.schema import BenchmarkConf, Config
 
@@ -27,11 +28,12 @@ def leaks(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenizerBase
     Found once and kept in the cache, for all jobs of a sweep.
     """
     b = config.benchmark
-    what = [METHOD, prepared.folder.name, b.tasks, _tasks_digest(b), version("lm-eval")]
+    own = own_documents(b)
+    what = [METHOD, prepared.folder.name, b.tasks, _tasks_digest(b), own, version("lm-eval")]
     key = xxh3_128(json.dumps(what).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        said = [*_of_validation(prepared), *(_of_benchmark(b, prepared, tokenizer) if b.tasks else [])]
+        said = [*_of_validation(prepared), *(_of_benchmark(b, own, prepared, tokenizer) if b.tasks else [])]
         folder.mkdir()
         (folder / "found.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
@@ -65,10 +67,12 @@ def _asked(row: dict[str, Any]) -> list[int]:
     return list(row["input_ids"][:first] if first > 1 else row["input_ids"])
 
 
-def _of_benchmark(conf: BenchmarkConf, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _of_benchmark(
+    conf: BenchmarkConf, own: dict[str, list[str] | str], prepared: Prepared, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
     from hydratune.build.benchmark import test_documents
 
-    for task, texts in test_documents(conf).items():
+    for task, texts in {**test_documents(conf), **own}.items():
         if isinstance(texts, str):
             yield f"Whether training rows hold documents of {task} is not known: {texts}."
         else:

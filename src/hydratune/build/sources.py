@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from xxhash import xxh3_128
 
+from hydratune.build.hub import Need, explain
 from hydratune.build.rows import READERS, count_rows, kind_of, readable, without_nulls
 from hydratune.config.schema import ConfigError, SourceConf
 
@@ -74,17 +75,20 @@ def open_source(conf: SourceConf, key: str = "data.path", split_key: str = "data
     Raises ConfigError where there are none to be found.
     """
     assert conf.path
-    named = "demo" if conf.path == "demo" else str(Path(conf.path).expanduser())
-    path = DEMO / "train.jsonl" if named == "demo" else Path(named)
+    path = _place(conf.path)
     of_hub = [f"data.{name}={value}" for name in ("name", "revision") if (value := getattr(conf, name))]
-    is_local = path.exists() or any(sign in named for sign in "*?[") or conf.path.startswith(("/", ".", "~"))
-    if is_local or kind_of(path) in READERS or path.suffix in NOT_READ:
+    if is_here(conf.path):
         if of_hub:
             raise ConfigError(f"{of_hub[0]} is for data on the hub, and {key}={conf.path} is here: leave it out.")
         return _local(conf, path, key, split_key)
     try:
         dataset = load_dataset(conf.path, conf.name, split=conf.split, revision=conf.revision)
+    except ConfigError:
+        raise
     except Exception as error:  # the library raises its own and its builders' errors
+        sentence = explain(Need("dataset", conf.path, conf.revision, conf.name, asked=key), error)
+        if sentence:
+            raise ConfigError(sentence) from None
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{key}={conf.path}, split {conf.split}: {said.rstrip('.') or type(error).__name__}."
@@ -97,13 +101,22 @@ def open_source(conf: SourceConf, key: str = "data.path", split_key: str = "data
     return Source(conf.path, dataset=dataset, revision=commit or conf.revision)
 
 
+def is_here(path: str) -> bool:
+    """Whether `path` names files or a folder, there or not, and no dataset of the hub."""
+    place = _place(path)
+    if place.exists() or any(sign in path for sign in "*?[") or path.startswith(("/", ".", "~")):
+        return True
+    return kind_of(place) in READERS or place.suffix in NOT_READ
+
+
+def _place(path: str) -> Path:
+    return DEMO / "train.jsonl" if path == "demo" else Path(path).expanduser()
+
+
 def _commit(dataset: Dataset) -> str | None:
-    """The hub's commit that the files of `dataset` are from, by their addresses: hf://datasets/NAME@COMMIT/FILE."""
-    for address in dataset.info.download_checksums or {}:
-        before, at, after = address.partition("@")
-        if at and before.startswith("hf://"):
-            return after.partition("/")[0]
-    return None
+    """The hub's commit that `dataset` is from, after which the library names the folder of what it has prepared."""
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    return next((name for name in folders if COMMIT.fullmatch(name)), None)
 
 
 def _local(conf: SourceConf, path: Path, key: str, split_key: str) -> Source:

@@ -22,7 +22,7 @@ def broken_data_rules(config: Config) -> Iterator[Broken]:
             ("data.path", "data.mix"),
             f"data.path={data.path} and data.mix both name the rows: set data.path=null, or leave data.mix out",
         )
-    yield from _columns("data.columns", data.columns, data.format, "data.columns")
+    yield from broken_columns("data.columns", data.columns, data.format, "data.columns")
     if isinstance(data.mix, list):
         yield from _mix(data)
     yield from _validation(data, config)
@@ -35,13 +35,14 @@ def broken_data_rules(config: Config) -> Iterator[Broken]:
         )
 
 
-def _columns(key: str, columns: Any, kind: Any, about: str) -> Iterator[Broken]:
+def broken_columns(key: str, columns: Any, kind: Any, about: str) -> Iterator[Broken]:
+    """What is wrong with the mapping `columns` of rows in the format `kind`; `about` is the setting that holds it."""
     if not isinstance(columns, dict):
         return
     groups = [reads for name, reads in FORMATS.items() if name == kind] or FORMATS.values()
     known = dict.fromkeys(name for names, _ in groups for name in names)
     for ours, theirs in columns.items():
-        named = f"{about}.{ours}" if about == "data.columns" else about
+        named = about if about == "data.mix" else f"{about}.{ours}"
         if ours not in known:
             near = suggestion(str(ours), known)
             yield Broken((named,), f"{key} maps {', '.join(known)} to the rows' own names, found {ours!r}{near}")
@@ -69,7 +70,9 @@ def _mix(data: DataConf) -> Iterator[Broken]:
                 yield Broken(("data.mix",), f"there is no key {key}.{name}{near}")
             elif said := value_problem(f"data.{name}", value):
                 yield Broken(("data.mix",), said.replace(f"data.{name}", f"{key}.{name}", 1))
-        yield from _columns(f"{key}.columns", entry.get("columns", {}), entry.get("format", data.format), "data.mix")
+        yield from broken_columns(
+            f"{key}.columns", entry.get("columns", {}), entry.get("format", data.format), "data.mix"
+        )
     if 0 < weighted < len(data.mix):
         yield Broken(
             ("data.mix",), f"{weighted} of {len(data.mix)} sources in data.mix have a weight: give each one, or none"

@@ -11,6 +11,8 @@ HEAD = """\
 hydratune [GROUP=OPTION | KEY=VALUE | +KEY=VALUE]...    run the stages in `stages`: prepare, train, merge, evaluate, generate
 hydratune data [ROW]... [OVERRIDE]...                     the rows as tokens, what is supervised, and what may be wrong with them
 hydratune generate run_dir=RUN [PROMPT]... [OVERRIDE]... answers of base and tuned model; prompts from standard input too
+hydratune compare RUN[:MODEL] RUN[:MODEL]...            models of any runs on the documents that both were asked
+hydratune prefetch [OVERRIDE]...                        what a run needs from the hub, for a machine without a network
 hydratune explain KEY|GROUP... [OVERRIDE]...            a setting's value, where it comes from, its type and meaning
 
   hydratune experiment=demo                                          QLoRA on a real small model, minutes on two cores

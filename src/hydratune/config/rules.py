@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from hydratune.config.benchmark_rules import broken_benchmark_rules
 from hydratune.config.data_rules import broken_data_rules
 from hydratune.config.schema import STAGES, Broken, Config
 from hydratune.config.trainer_rules import broken_trainer_rules
@@ -27,6 +28,7 @@ def broken_rules(config: Config) -> list[Broken]:
         *broken_data_rules(config),
         *_adapter(config),
         *broken_trainer_rules(config),
+        *broken_benchmark_rules(config),
     ]
 
 

@@ -50,9 +50,10 @@ def make_absolute(config: Config) -> None:
         ours = named == "demo" or (key == "model.chat_template" and not str(named).endswith(".jinja"))
         if named and not ours:
             put(config, key, _absolute(str(named)))
-    for entry in config.data.mix:
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"] != "demo":
-            entry["path"] = _absolute(entry["path"])
+    for entry in [*config.data.mix, *config.benchmark.own_tasks.values()]:
+        for key in ("path", "fewshot_path"):
+            if isinstance(entry, dict) and isinstance(entry.get(key), str) and entry[key] != "demo":
+                entry[key] = _absolute(entry[key])
 
 
 def _absolute(named: str) -> str:

@@ -202,6 +202,9 @@ class BenchmarkConf:
     system_instruction: str | None = option(None, "text before each prompt; in a chat, the system message")
     gen_kwargs: dict[str, Any] = option({}, "of generative tasks, in place of the task's own, such as temperature")
     repeats: int = option(1, "samples of each generative task, with seeds of their own", above=0)
+    seed: int = option(
+        1234, "of few-shot examples and draws; not the run's, so that runs compare", least=0, below=2**32
+    )
     batch_size: Any = option("auto", "requests at once; auto: as many as the memory holds")
     models: list[str] = option(["base", "adapter", "merged"], "which models are evaluated")
     confirm_run_unsafe_code: bool = option(False, "run tasks that execute what the model writes")

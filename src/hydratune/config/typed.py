@@ -24,6 +24,8 @@ class Typed:
     asked: list[str] | None = None  # what `explain` is to explain; None without it
     from_run: str | None = None
     rows: list[int] | None = None  # that `data` is to show; None without it
+    prefetches: bool = False  # only brings what a run needs from the hub
+    compared: list[str] | None = None  # the runs that `compare` is to compare; None without it
     rest: list[str] = field(default_factory=list)
 
     def without(self, words: list[str]) -> "Typed":
@@ -44,10 +46,16 @@ def split_arguments(arguments: list[str]) -> Typed:
         raise ConfigError(f"{' and '.join(modes)} exclude each other: type one of them.".replace("_", "-"))
     if known.config_dir and not Path(known.config_dir).is_dir():
         raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
+    options = [argument for argument in arguments if argument not in known.overrides]
+    if known.overrides[:1] == ["compare"] and not {"-h", "--help"} & set(options):
+        if options or from_run:
+            raise ConfigError(f"{(options or ['--from'])[0]} has no use here: type hydratune compare RUN RUN ...")
+        return Typed(compared=known.overrides[1:])
     overrides, asked = _take_explain(list(known.overrides))
+    overrides, prefetches = _take_prefetch(overrides)
     overrides, rows = _take_data(_take_generate(overrides))
     # Hydra's own parser takes overrides on one side of its options only
-    rest = [argument for argument in arguments if argument not in known.overrides] + overrides
+    rest = options + overrides
     # Hydra ignores a launcher without -m; a sweep of one is what was meant
     launched = not (known.multirun or known.cfg) and any(word.startswith("hydra/launcher=") for word in overrides)
     return Typed(
@@ -59,6 +67,7 @@ def split_arguments(arguments: list[str]) -> Typed:
         asked=asked,
         from_run=from_run,
         rows=rows,
+        prefetches=prefetches,
         rest=["--multirun", *rest] if launched else rest,
     )
 
@@ -92,6 +101,16 @@ def _take_data(words: list[str]) -> tuple[list[str], list[int] | None]:
         if not word.isdecimal() or int(word) == 0:
             raise ConfigError(f"hydratune data takes numbers of rows, from 1, and KEY=VALUE, found {word!r}.")
     return [word for word in words if word not in bare] + ["stages=[prepare]"], [int(word) for word in bare[1:]]
+
+
+def _take_prefetch(words: list[str]) -> tuple[list[str], bool]:
+    """The overrides, and whether the first of the other words is `prefetch`."""
+    bare = [word for word in words if not OVERRIDE.match(word)]
+    if bare[:1] != ["prefetch"]:
+        return words, False
+    if bare[1:]:
+        raise ConfigError(f"hydratune prefetch takes the KEY=VALUE of a run, found {bare[1]!r}.")
+    return [word for word in words if word not in bare], True
 
 
 def _take_generate(words: list[str]) -> list[str]:

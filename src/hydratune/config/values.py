@@ -151,6 +151,8 @@ def value_problem(key: str, value: Any) -> str | None:
         return _extra_problem(name, key.removeprefix(f"{name}."))
     if kind is Any and not fits(value, ANY_OF[name]):
         return f"{key} is {words(ANY_OF[name])}, found {_shown(value)}"
+    if name == "benchmark.batch_size" and (value != "auto" if isinstance(value, str) else value < 1):
+        return f"{key} is a whole number above 0, or auto, found {_shown(value)}: set {key}=auto"
     try:
         value = converted(name, value)
     except OmegaConfBaseException:

@@ -1,108 +1,155 @@
 """lm-eval on base, adapter and merged model, compared document by document."""
 
 import gc
-import math
-import os
+import json
+import shutil
 from collections.abc import Iterator
-from statistics import stdev
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from scipy import stats
+import torch
+from lm_eval.utils import handle_non_serializable
+from transformers import AutoConfig
 
-from hydratune.build.adapter import named_model
-from hydratune.build.benchmark import build_tasks
+from hydratune.build.adapter import named_model, switches_off
+from hydratune.build.answers import Answers, key_of
+from hydratune.build.comparison import compare
+from hydratune.build.content import answering
+from hydratune.build.evaluating import evaluate, generative, load_tasks, plain_samples
 from hydratune.build.hardware import Hardware
-from hydratune.build.model import load_tokenizer
+from hydratune.build.identity import tokenizer_digest
+from hydratune.build.lm import EvaluatedLM
+from hydratune.build.malloc import keep_freed_memory
+from hydratune.build.model import load_tokenizer, run_tokenizer
+from hydratune.build.scores import read_scores
 from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
-from hydratune.config.schema import Config
+from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
-from hydratune.run.layout import RunDir, write_json
+from hydratune.run.layout import RunDir, write_atomically, write_json
 
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
-    """Writes benchmark/<model>.json and comparison.json. Metrics: <model>/<task>/<metric>."""
+    """Writes benchmark/<model>.json, its samples, and comparison.json. Metrics: <model>/<task>/<metric>."""
     conf = config.benchmark
-    source = model_source(config.model, cache_dir(config))
-    tokenizer = load_tokenizer(config.model, source)
-    os.environ.setdefault("LM_HARNESS_CACHE_PATH", str(cache_dir(config) / "lm_eval"))
-    tasks = build_tasks(conf)
     (run.benchmark / "comparison.json").unlink(missing_ok=True)
-    results: dict[str, dict[str, Any]] = {}
+    tasks = load_tasks(config)
+    if hardware.device == "cpu":
+        keep_freed_memory()
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
+    loaded = _Loaded(config, run, hardware, names)
+    metrics: dict[str, Any] = {}
     for name in names:
-        say(f"  {name}")
-        model: Any = named_model(name, config, hardware, source, run.adapter, run.merged)
-        results[name] = simple_evaluate(
-            model=HFLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=conf.batch_size,
-                max_length=getattr(model.config.get_text_config(), "max_position_embeddings", 2048),
-            ),
-            tasks=list(conf.tasks), task_manager=tasks, limit=conf.limit,
-            num_fewshot=conf.num_fewshot,
-            apply_chat_template=conf.apply_chat_template, log_samples=True, bootstrap_iters=0,
-            random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
-            fewshot_random_seed=config.seed,
-        )  # fmt: skip
-        write_json(run.benchmark / f"{name}.json", results[name])
-        del model
-        gc.collect()
-    rows = [row for task in results[names[0]]["samples"] for row in compare(task, results)]
+        lm = _lm(name, config, run, hardware, loaded)
+        with loaded.asked:
+            results = evaluate(name, lm, tasks, config)
+            again = [_again(number, name, lm, tasks, config) for number in range(1, conf.repeats)]
+        say(f"  {name:8} {lm.asked:,} questions, {lm.asked - lm.computed:,} of them answered before")
+        if lm.prompts_cut:
+            say(f"  {lm.prompts_cut:,} prompts are longer than the {lm.max_length:,} tokens that the model takes: cut")
+        metrics |= {f"{name}/{key}": value for key, value in _aggregated(results)}
+        _write(run.benchmark, name, [results, *again])
+    rows = compare({name: read_scores(run.benchmark, name) for name in names}, names[0], conf.seed)
     write_json(run.benchmark / "comparison.json", rows)
-    return {name: value for model, result in results.items() for name, value in _aggregated(model, result)}
+    return metrics
 
 
-def _aggregated(model: str, result: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """`<model>/<task>/<metric>` and its value, and the same with `_stderr`, of every task and group of lm-eval's."""
-    for task, metrics in result["results"].items():
+class _Loaded:
+    """The model in memory, one at a time: base and adapter in one where the adapter can be switched off."""
+
+    def __init__(self, config: Config, run: RunDir, hardware: Hardware, names: list[str]) -> None:
+        self.config, self.run, self.hardware = config, run, hardware
+        self.source = model_source(config.model, cache_dir(config)) if set(names) - {"merged"} else ""
+        both = {"base", "adapter"} <= set(names) and config.quantization.kind == "none"
+        self.shared = both and switches_off(run.adapter)
+        self.named = ""
+        self.model: Any = None
+        self.asked = ExitStack()  # while a model is asked; at its end an adapter that was off is on again
+
+    def load(self, name: str) -> Any:
+        """The model `name`."""
+        wanted = "adapter" if self.shared and name == "base" else name
+        if wanted != self.named:
+            self.named, self.model = "", None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            folders = (self.run.adapter, self.run.merged)
+            self.model = named_model(wanted, self.config, self.hardware, self.source, *folders)
+            self.named = wanted
+        if wanted != name:
+            self.asked.enter_context(self.model.disable_adapter())
+        return self.model
+
+
+def _lm(name: str, config: Config, run: RunDir, hardware: Hardware, loaded: _Loaded) -> EvaluatedLM:
+    cache, conf = cache_dir(config), config.benchmark
+    source = str(run.merged) if name == "merged" else loaded.source
+    commit = None if name == "merged" else config.model.revision
+    settings = AutoConfig.from_pretrained(
+        source, revision=commit, trust_remote_code=config.model.trust_remote_code, token=config.model.extra.get("token")
+    )
+    tokenizer = _tokenizer(name, config, run, loaded.source)
+    folders = {"adapter": run.adapter, "merged": run.merged}
+    commit = getattr(settings, "_commit_hash", None) or commit
+    what = answering(name, config, hardware, source, commit, tokenizer, folders, cache)
+    length = getattr(settings.get_text_config(), "max_position_embeddings", 2048)
+    answers = Answers(cache / "answers" / key_of([what, length])[:16])
+    size = None if conf.batch_size == "auto" else int(conf.batch_size)
+    lm = EvaluatedLM(lambda: loaded.load(name), settings, hardware.device, tokenizer, answers, size, length, say)
+    lm.sampling = (conf.seed, 0)
+    return lm
+
+
+def _tokenizer(name: str, config: Config, run: RunDir, source: str) -> Any:
+    """That of training; the merged folder has its own, which must be the same.
+
+    Raises RunError where it isn't.
+    """
+    own = run_tokenizer(config.model, [run.merged]) if name == "merged" else None
+    trained = run_tokenizer(config.model, [run.adapter]) if own and run.adapter.is_dir() else None
+    if own and trained and tokenizer_digest(own) != tokenizer_digest(trained):
+        raise RunError(
+            f"The tokenizer in {run.merged} is not the one that training used, in {run.adapter}: "
+            "set stages=[merge,evaluate] merge.verify=true."
+        )
+    return own or load_tokenizer(config.model, source or model_source(config.model, cache_dir(config)))
+
+
+def _again(number: int, name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The results of another sampling of the tasks that are sampled."""
+    lm.sampling = (config.benchmark.seed, number)
+    return evaluate(name, lm, generative(tasks), config)
+
+
+def _write(folder: Path, name: str, samplings: list[dict[str, Any]]) -> None:
+    """benchmark/<name>/ and <name>.json, whole or not at all; of further samplings seeds/<number>/ within."""
+    new, stamp = folder / f".{name}.new", datetime.now().isoformat().replace(":", "-")
+    shutil.rmtree(new, ignore_errors=True)
+    for number, results in enumerate(samplings):
+        inner = new / "seeds" / str(number) if number else new
+        for task, samples in results.pop("samples").items():
+            lines = [
+                json.dumps(one, default=handle_non_serializable, ensure_ascii=False) for one in plain_samples(samples)
+            ]
+            write_atomically(inner / f"samples_{task}_{stamp}.jsonl", "".join(f"{line}\n" for line in lines))
+        _write_results(inner / f"results_{stamp}.json", results)
+    whole = folder / name
+    shutil.rmtree(whole, ignore_errors=True)
+    new.rename(whole)
+    _write_results(folder / f"{name}.json", samplings[0])
+
+
+def _write_results(path: Path, results: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
+
+
+def _aggregated(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """`<task>/<metric>` and its value, and the same with `_stderr`, of every task and group of lm-eval's."""
+    for task, metrics in results["results"].items():
         for key, value in metrics.items():
             if "," in key and isinstance(value, (int, float)):
                 metric, filtered = key.split(",", 1)
-                yield f"{model}/{task}/{metric}" + ("" if filtered == "none" else f",{filtered}"), value
-
-
-def compare(task: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each model and per-document metric of `task`, with the paired difference from base.
-
-    The standard error of the difference is that of the mean of paired differences; the verdict is a two-sided
-    paired t-test at 5 %, "better" in the sense of the metric, or "not distinguishable".
-    """
-    scores: dict[str, dict[str, dict[int, float]]] = {}
-    for model, result in results.items():
-        for sample in result["samples"][task]:
-            for metric in sample["metrics"]:
-                if isinstance(sample.get(metric), (int, float)):
-                    name = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
-                    scores.setdefault(name, {}).setdefault(model, {})[sample["doc_id"]] = float(sample[metric])
-    rows = []
-    for name, by_model in scores.items():
-        base = by_model.get("base")
-        higher = {m: r["higher_is_better"][task].get(name.partition(",")[0], True) for m, r in results.items()}
-        for model, by_doc in by_model.items():
-            values = list(by_doc.values())
-            row = {"task": task, "metric": name, "model": model, "n": len(values), **_mean(values)}
-            if base and model != "base" and base.keys() == by_doc.keys():
-                paired = _mean([by_doc[doc] - base[doc] for doc in base])
-                row |= {"difference": paired["value"], "difference_stderr": paired["stderr"]}
-                row["verdict"] = _verdict(paired, len(base), higher[model])
-            rows.append(row)
-    return rows
-
-
-def _mean(values: list[float]) -> dict[str, Any]:
-    n = len(values)
-    mean = sum(values) / n
-    # one document has no spread: None, since NaN is not JSON
-    return {"value": mean, "stderr": stdev(values) / math.sqrt(n) if n > 1 else None}
-
-
-def _verdict(paired: dict[str, Any], n: int, higher_is_better: bool) -> str:
-    if n < 2 or paired["value"] == 0:
-        return "not distinguishable"
-    if paired["stderr"] > 0:
-        p = 2 * stats.t.sf(abs(paired["value"]) / paired["stderr"], n - 1)
-        if p >= 0.05:
-            return "not distinguishable"
-    return "better" if (paired["value"] > 0) == higher_is_better else "worse"
+                yield f"{task}/{metric}" + ("" if filtered == "none" else f",{filtered}"), value

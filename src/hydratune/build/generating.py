@@ -1,0 +1,100 @@
+"""Texts after prompts, as lm-eval asks for them: what all prompts begin with is computed once, and each row stops by itself."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, set_seed
+
+from hydratune.build.halving import in_batches
+from hydratune.build.scoring import CELLS, ROWS
+
+WORTH = 16  # tokens in common, below which nothing is spared
+
+
+class Generator:
+    """Generates in batches, longest prompts first, padded on the left."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int | None) -> None:
+        """`batch_size`: prompts at once; None: as many as the memory holds."""
+        self.model, self.tokenizer, self.size = model, tokenizer, batch_size
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        new_tokens: int,
+        stops: Sequence[str],
+        options: dict[str, Any],
+        seeds: Sequence[int],
+        done: Callable[[dict[int, str]], None],
+    ) -> None:
+        """`done` is told the texts of each batch by the prompts' numbers. A batch draws by the seed of its first prompt."""
+        order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), prompts[number]))
+        shared, cache = self._beginning(prompts)
+
+        def fits(some: Sequence[int]) -> bool:
+            cells = len(some) * (len(prompts[some[0]]) + new_tokens)
+            return len(some) <= self.size if self.size else len(some) <= ROWS and cells <= CELLS
+
+        def work(some: Sequence[int]) -> None:
+            rests = self.tokenizer.pad(
+                {"input_ids": [prompts[number][shared:] for number in some]}, padding_side="left"
+            )
+            first = [prompts[some[0]][:shared]] * len(some)
+            ids = torch.tensor([a + b for a, b in zip(first, rests["input_ids"], strict=True)])
+            mask = torch.tensor([[1] * shared + row for row in rests["attention_mask"]])
+            before = {}
+            if cache is not None:
+                before["past_key_values"] = deepcopy(cache)
+                before["past_key_values"].batch_repeat_interleave(len(some))
+            set_seed(seeds[some[0]])
+            made = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=new_tokens,
+                stopping_criteria=StoppingCriteriaList([_Stops(self.tokenizer, stops, ids.shape[1])]),
+                pad_token_id=self.tokenizer.pad_token_id,
+                use_cache=True,
+                **before,
+                **options,
+            )
+            texts = self.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+            done(dict(zip(some, texts, strict=True)))
+
+        in_batches(order, fits, work)
+
+    def _beginning(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
+        """How many tokens all prompts begin with, and keys and values of them; 0 where that spares nothing or is not exact."""
+        low, high = min(prompts), max(prompts)
+        most = min(map(len, prompts)) - 1
+        shared = next((n for n, (a, b) in enumerate(zip(low[:most], high, strict=False)) if a != b), most)
+        if len(prompts) < 2 or shared < WORTH:
+            return 0, None
+        known = DynamicCache(config=self.model.config)
+        ids = torch.tensor([low], device=self.model.device)
+        try:
+            self.model(input_ids=ids[:, :shared], past_key_values=known, use_cache=True)
+            cached = self.model(input_ids=ids[:, shared:], past_key_values=deepcopy(known), use_cache=True)
+        except (AttributeError, TypeError, ValueError, NotImplementedError):  # of a model that keeps something else
+            return 0, None
+        rest, whole = cached.logits[0, -1].float(), self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        near = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        return (shared, known) if (rest - whole).norm() <= near * whole.norm() else (0, None)
+
+
+class _Stops(StoppingCriteria):
+    """Tells of each row whether it holds one of the stop words; lm-eval's own waits for all rows to hold the same one."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str], prompt: int) -> None:
+        self.tokenizer, self.words, self.prompt = tokenizer, [word for word in words if word], prompt
+        # a word may come in other tokens than those that it is encoded as
+        self.back = 2 + max((len(tokenizer.encode(word, add_special_tokens=False)) for word in self.words), default=0)
+        self.stopped: torch.Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        tails = self.tokenizer.batch_decode(input_ids[:, max(self.prompt, input_ids.shape[1] - self.back) :])
+        now = torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)
+        self.stopped = now if self.stopped is None else self.stopped | now
+        return self.stopped

@@ -1,0 +1,136 @@
+"""What a run needs from the hub: its model, the sources of its rows, and the datasets of its lm-eval tasks."""
+
+import glob
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+from hydratune.build.data import sources_of
+from hydratune.build.hub import Need
+from hydratune.build.source import is_on_hub
+from hydratune.build.sources import is_here
+from hydratune.config.schema import BenchmarkConf, DataConf, ModelConf, SourceConf
+
+REMOTE = ("hf://", "http://", "https://", "s3://", "gs://")
+
+
+def model_need(conf: ModelConf) -> Need | None:
+    """The model, where it is one of the hub."""
+    if not is_on_hub(conf):
+        return None
+    assert conf.name_or_path
+    return Need("model", conf.name_or_path, conf.revision, file=conf.gguf_file, token=conf.extra.get("token"))
+
+
+def data_needs(conf: DataConf) -> list[Need]:
+    """The sources of training and validation rows that are datasets of the hub."""
+    return [need for source, key, _ in sources_of(conf) if (need := _source_need(source, key))]
+
+
+def _source_need(source: SourceConf, asked: str) -> Need | None:
+    if source.path is None or is_here(source.path):
+        return None
+    return Need("dataset", source.path, source.revision, source.name, asked=asked)
+
+
+def task_needs(conf: BenchmarkConf, cache_root: Path) -> list[Need]:
+    """The datasets of the tasks, those within groups too; a task with code of its own that makes its rows has none."""
+    own = [
+        need
+        for name, task in conf.own_tasks.items()
+        for key in ("path", "fewshot_path")
+        if name in conf.tasks and (need := _own_need(task, key, f"benchmark.own_tasks.{name}.{key}"))
+    ]
+    return own + [need for leaf in _leaves(_plain(conf), cache_root) if (need := _task_need(*leaf))]
+
+
+def _own_need(task: dict[str, Any], key: str, asked: str) -> Need | None:
+    of_hub: dict[str, Any] = {"name": task.get("name"), "revision": task.get("revision")} if key == "path" else {}
+    return _source_need(SourceConf(**{"path": task.get(key), **of_hub}), asked)
+
+
+def missing_files(conf: BenchmarkConf, cache_root: Path) -> list[str]:
+    """A sentence for each task whose rows should be in a file or folder here that isn't."""
+    return [sentence for leaf in _leaves(_plain(conf), cache_root) for sentence in _files_not_here(*leaf)]
+
+
+def _task_need(name: str, config: dict[str, Any]) -> Need | None:
+    path, arguments = _dataset(config)
+    if path is None or (_is_folder(path) and not path.startswith("hf://")):
+        return None
+    if _is_kind(path) and not any(file.startswith(REMOTE) for file in _files(arguments)):
+        return None
+    revision = arguments.pop("revision", None)
+    options = json.dumps(arguments, sort_keys=True)
+    return Need("dataset", path, revision, config.get("dataset_name"), options, asked=f"task {name}")
+
+
+def _files_not_here(name: str, config: dict[str, Any]) -> Iterator[str]:
+    path, arguments = _dataset(config)
+    if path is None:
+        return
+    if _is_kind(path):
+        folder = Path(arguments.get("data_dir") or "").expanduser()
+        for file in _files(arguments):
+            if not file.startswith(REMOTE) and not glob.glob(str(folder / file), recursive=True):
+                yield f"The task {name} reads {folder / file}, and there is no such file."
+    elif _is_folder(path) and not Path(path).expanduser().is_dir() and not path.startswith(REMOTE):
+        yield f"The task {name} reads the folder {path}, and there is none."
+
+
+def _is_kind(path: str) -> bool:
+    """Whether datasets reads files of a kind by this name: json, csv, parquet."""
+    return path in _PACKAGED_DATASETS_MODULES
+
+
+def _is_folder(path: str) -> bool:
+    return Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")) or path.count("/") > 1
+
+
+def _files(arguments: dict[str, Any]) -> list[str]:
+    files = arguments.get("data_files") or []
+    parts = files.values() if isinstance(files, dict) else [files]
+    return [str(name) for part in parts for name in ([part] if isinstance(part, str) else part)]
+
+
+def _plain(conf: BenchmarkConf) -> str:
+    return json.dumps(asdict(conf), sort_keys=True)
+
+
+@cache
+def _leaves(benchmark: str, cache_root: Path) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The tasks that are asked for, each with what its file says. Raises lm-eval's errors where one is wrong."""
+    from hydratune.build.benchmark import asked_of_lm_eval, task_folder
+    from hydratune.build.task_index import Tasks
+
+    conf = BenchmarkConf(**json.loads(benchmark))
+    names = asked_of_lm_eval(conf)
+    if not names:
+        return ()
+    tasks = Tasks(task_folder(conf), names, cache_root)
+    return tuple((leaf.name, _whole(leaf)) for name in tasks.expanded(names) for leaf in tasks.leaves(name))
+
+
+def _whole(leaf: Any) -> dict[str, Any]:
+    """What a task's file says; a class of Python has its dataset as attributes."""
+    config: dict[str, Any] = leaf.config
+    if "class" not in config:
+        return config
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    written = load_yaml(leaf.entry.yaml_path, resolve_func=True)["class"]
+    said = {"dataset_path": "DATASET_PATH", "dataset_name": "DATASET_NAME"}
+    return {key: getattr(written, name, None) for key, name in said.items()} | config
+
+
+def _dataset(config: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The path and the further arguments of load_dataset; None where code of the task's own makes the rows."""
+    if config.get("custom_dataset"):
+        return None, {}
+    arguments = config.get("dataset_kwargs") or {}
+    return config.get("dataset_path"), {k: v for k, v in arguments.items() if k != "trust_remote_code"}

@@ -1,0 +1,173 @@
+"""What `hydratune prefetch` has brought: a manifest for each thing, and loading at the commits that they name."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.packaged_modules.cache.cache import Cache
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+from xxhash import xxh3_64
+
+from hydratune.build.hub import UNREACHED, Need, ask, explain, is_cached, missing, prefetching
+from hydratune.build.needs import model_need
+from hydratune.config.schema import Config, ConfigError
+
+FLAGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_EVALUATE_OFFLINE")
+PATIENCE = 5.0  # seconds for the hub to say whether it has something
+# arguments of load_dataset_builder that don't choose what is read
+USUAL = ("cache_dir", "features", "download_config", "download_mode", "token", "storage_options")
+NAMED = 3  # files that a sentence names
+
+_load_dataset_builder = datasets.load.load_dataset_builder
+_pins: list[Path] = []  # the cache whose manifests count in this process
+
+
+def manifest_path(need: Need, cache: Path) -> Path:
+    """Where the manifest of a thing is: one file for each thing and revision as they are asked for."""
+    key = json.dumps([need.kind, need.id, need.revision or "main", need.name, need.options, need.file])
+    name = repo_folder_name(repo_id=need.id, repo_type=need.kind)
+    return cache / "prefetched" / f"{name}-{xxh3_64(key.encode()).hexdigest()[:8]}.json"
+
+
+def manifest(need: Need, cache: Path) -> dict[str, Any] | None:
+    """What was prefetched of it: kind, id, name, revision, commit, folder, files with their bytes, bytes."""
+    try:
+        found: dict[str, Any] = json.loads(manifest_path(need, cache).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ConfigError(
+            f"{manifest_path(need, cache)} is damaged: type {prefetching()} where there is a network."
+        ) from None
+    return found
+
+
+def root_of(kind: str) -> Path:
+    """The cache of Hugging Face that the folders of manifests are in."""
+    return Path(constants.HF_HUB_CACHE if kind == "model" else datasets.config.HF_DATASETS_CACHE).expanduser()
+
+
+def files_gone(kept: dict[str, Any]) -> list[str]:
+    """Those of a manifest's files that are no longer there as they were."""
+    folder = root_of(kept["kind"]) / kept["folder"]
+    return [name for name, size in kept["files"].items() if not _has_size(folder / name, size)]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def pinned(config: Config, cache: Path) -> Config:
+    """The configuration with the model's commit as its revision, where it was prefetched; datasets are pinned as well.
+
+    What is saved and compared is the configuration as it was typed: this one is for loading alone.
+    """
+    _pins[:] = [cache]
+    datasets.load.load_dataset_builder = _pinned_builder
+    need = model_need(config.model)
+    kept = need and manifest(need, cache)
+    return replace(config, model=replace(config.model, revision=kept["commit"])) if kept else config
+
+
+def go_offline() -> None:
+    """No library asks the hub for anything from here on, unless the user has set otherwise."""
+    ours = [flag for flag in FLAGS if os.environ.setdefault(flag, "1") == "1"]
+    # which the libraries have read from the environment when they were imported
+    if "HF_HUB_OFFLINE" in ours:
+        constants.HF_HUB_OFFLINE = True
+    if "HF_DATASETS_OFFLINE" in ours:
+        datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+    evaluate = sys.modules.get("evaluate.config")
+    if evaluate and "HF_EVALUATE_OFFLINE" in ours:
+        evaluate.HF_EVALUATE_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def why_offline(needs: Sequence[Need], cache: Path) -> str | None:
+    """Why no library is to ask the hub for `needs`, or None where they are to.
+
+    Of the hub one short question is asked, and one more for each repository that is not in the cache. Raises
+    ConfigError for what is neither in the cache nor to be had, and for what was prefetched and is no longer whole.
+    """
+    kept = {need: found for need in needs if (found := manifest(need, cache))}
+    gone = [_gone(need, found) for need, found in kept.items() if files_gone(found)]
+    if gone:
+        raise ConfigError(gone)
+    if len(kept) == len(needs):
+        return f"prefetched: all {len(needs)} models and datasets that are needed here, so the hub is not asked"
+    lacking = [need for need in needs if need not in kept and not is_cached(need)]
+    repositories = _by_repository(lacking)
+    refused: list[str] = []
+    unreached = constants.is_offline_mode()
+    for need in repositories or needs[:1]:  # where nothing lacks, it is asked whether it answers at all
+        sentence = None if unreached else _refusal(need)
+        unreached = unreached or bool(sentence and UNREACHED in sentence)
+        refused += [sentence] if sentence and need in lacking else []
+    if unreached and lacking:
+        raise ConfigError(missing(repositories))
+    if refused:
+        raise ConfigError(refused)
+    found_out = unreached and not constants.is_offline_mode()  # and not the user's own word
+    return "the hub can't be reached: all that is needed here is in its cache" if found_out else None
+
+
+def _by_repository(needs: Sequence[Need]) -> list[Need]:
+    """One of each repository, which says how many others of it there are."""
+    found: dict[tuple[str | None, ...], list[Need]] = {}
+    for need in needs:
+        found.setdefault((need.kind, need.id, need.revision, need.options), []).append(need)
+    return [
+        replace(first, asked=f"{first.asked} and {len(others)} more") if others else first
+        for first, *others in found.values()
+    ]
+
+
+def _refusal(need: Need) -> str | None:
+    """Why the hub doesn't give it; None where it will, and where only the loading can tell."""
+    try:
+        ask(need, PATIENCE)
+    except Exception as error:  # of the hub and of two HTTP libraries
+        return explain(need, error)
+    return None
+
+
+def _gone(need: Need, kept: dict[str, Any]) -> str:
+    gone = files_gone(kept)
+    named = ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
+    return (
+        f"The {need}, prefetched at {kept['commit']}, lacks {named} in {root_of(need.kind) / kept['folder']}: type "
+        f"{prefetching()} where there is a network."
+    )
+
+
+def _pinned_builder(
+    path: str,
+    name: str | None = None,
+    data_dir: str | None = None,
+    data_files: Any = None,
+    revision: Any = None,
+    **rest: Any,
+) -> Any:
+    """datasets.load_dataset_builder, at the commit that was prefetched.
+
+    Without a network the library takes whichever commit it has prepared last, whatever revision it is asked for.
+    """
+    chosen = {"data_dir": data_dir, "data_files": data_files, **{k: v for k, v in rest.items() if k not in USUAL}}
+    options = json.dumps(
+        {key: value for key, value in chosen.items() if value is not None}, sort_keys=True, default=str
+    )
+    need = Need("dataset", path, revision and str(revision), name, options)
+    kept = manifest(need, _pins[0]) if _pins and not rest.get("cache_dir") and not rest.get("features") else None
+    if kept is None:
+        return _load_dataset_builder(path, name, data_dir, data_files, revision=revision, **rest)
+    config_id, version, digest = Path(kept["folder"]).parts[-3:]
+    dataset = path.rpartition("/")[2]
+    return Cache(dataset_name=dataset, repo_id=path, config_name=config_id, version=version, hash=digest)

@@ -1,0 +1,228 @@
+"""Which tasks a run may ask for: each mistake is one sentence, before anything is started."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hydratune import preflight
+from hydratune.build.benchmark import build_tasks, test_documents
+from hydratune.config.schema import BenchmarkConf
+
+test_documents.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test
+ROWS = '{"question": "Is it an otter?", "answer": "yes"}\n{"question": "Is it a fern?", "answer": "no"}\n'
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder}/rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+    aggregation: mean
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with a task, mine."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "mine.yaml").write_text(TASK.format(folder=folder))
+    return folder
+
+
+@pytest.fixture
+def said(
+    tiny: Path, rows: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """The sentences of the refused command, which is to evaluate, as if the hub with its datasets were in reach."""
+    monkeypatch.setattr(preflight, "settled_offline", lambda jobs: [config for config, _ in jobs])
+
+    def call(*more: str) -> list[str]:
+        text = refused(
+            "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
+            "run_dir=run", *more,
+        )  # fmt: skip
+        return [line.removeprefix("hydratune: ") for line in text.splitlines() if line.startswith("hydratune: ")]
+
+    return call
+
+
+def test_tasks_of_a_folder(tasks: Path) -> None:
+    conf = BenchmarkConf(tasks=["[m]ine"], include_path=str(tasks))
+    assert test_documents(conf) == {"mine": ["Is it an otter?", "Is it a fern?"]}
+    found = build_tasks(conf).load(conf.tasks)
+    assert list(found["tasks"]) == ["mine"] and found["groups"] == {}
+
+
+NAMES = {
+    "unknown": (
+        ["tasks=[arc_esay]"],
+        ["benchmark.tasks names 'arc_esay', which lm-eval does not know (did you mean arc_easy or arc_es?)."],
+    ),
+    "unknown, nothing near": (
+        ["tasks=[xyzzyplugh]"], ["benchmark.tasks names 'xyzzyplugh', which lm-eval does not know."],
+    ),
+    "two unknown": (
+        ["tasks=[demo_categry,mmluu_*]", "include_path=demo"],
+        [
+            "benchmark.tasks names 'demo_categry', which lm-eval does not know (did you mean demo_category?).",
+            "benchmark.tasks has the pattern 'mmluu_*', which matches no task.",
+        ],
+    ),
+    "a file": (
+        ["tasks=[tasks/mine.yaml]"],
+        [
+            "benchmark.tasks names the file 'tasks/mine.yaml': set benchmark.include_path=FOLDER, and name the task itself."
+        ],
+    ),
+    "no folder": (
+        ["tasks=[mine]", "include_path=nowhere"],
+        ["benchmark.include_path=nowhere: there is no such folder."],
+    ),
+    "twice": (
+        ["tasks=[arc_easy,mmlu,arc_easy,mmlu_anatomy]"],
+        [
+            "benchmark.tasks names arc_easy 2 times: leave it there once.",
+            "benchmark.tasks asks for mmlu_anatomy by mmlu and by mmlu_anatomy: leave one of the two out.",
+        ],
+    ),
+    "within a tag": (
+        ["tasks=[ai2_arc,arc_easy]"],
+        ["benchmark.tasks asks for arc_easy by ai2_arc and by arc_easy: leave one of the two out."],
+    ),
+    "unsafe": (
+        ["tasks=[humaneval]"],
+        [
+            "Tasks of benchmark.tasks execute what the model writes (humaneval): set "
+            "benchmark.confirm_run_unsafe_code=true where that can do no harm, or leave them out."
+        ],
+    ),
+    "images": (
+        ["tasks=[mmmu_val_art,mmmu_val_design]"],
+        ["Tasks of benchmark.tasks ask about images or sound (mmmu_val_art, mmmu_val_design): leave them out."],
+    ),
+    "nothing generates": (
+        ["tasks=[demo_category]", "include_path=demo", "repeats=3"],
+        ["benchmark.repeats=3 has no effect: none of the tasks generates; set benchmark.repeats=1."],
+    ),
+    "nothing generates, arguments": (
+        ["tasks=[demo_category]", "include_path=demo", "+gen_kwargs.max_gen_toks=5"],
+        ["benchmark.gen_kwargs has no effect: none of the tasks generates; set benchmark.gen_kwargs={}."],
+    ),
+    "examples": (
+        ["tasks=[demo_category]", "include_path=demo", "num_fewshot=2"],
+        [
+            "benchmark.num_fewshot=2 takes its examples from the documents that are asked, so that an answer could stand in "
+            "its own prompt (demo_category): name other rows under fewshot_split in the task's file, or set "
+            "benchmark.num_fewshot=0."
+        ],
+    ),
+    "examples never": (
+        ["tasks=[leaderboard_gpqa_main]", "num_fewshot=2"],
+        [
+            "benchmark.num_fewshot=2 has no effect: the tasks' own files say num_fewshot: 0, which lm-eval keeps; set "
+            "benchmark.num_fewshot=null."
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_settings(name: str, said: Callable[..., list[str]]) -> None:
+    typed, sentences = NAMES[name]
+    found = said(*(f"+benchmark.{one[1:]}" if one.startswith("+") else f"benchmark.{one}" for one in typed))
+    assert found == sentences
+
+
+def test_missing_packages(said: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydratune.build import task_packages
+
+    real = task_packages._there
+    monkeypatch.setattr(task_packages, "_there", lambda m: real(m) and m not in ("langdetect", "math_verify"))
+    task_packages._read.cache_clear()
+    found = [line for line in said("benchmark=leaderboard") if "pip install" in line]
+    task_packages._read.cache_clear()
+    assert found[0] == (
+        "Tasks of benchmark.tasks need further packages (leaderboard_math_algebra_hard, "
+        "leaderboard_math_counting_and_prob_hard, leaderboard_math_geometry_hard and 4 more): pip install math_verify"
+    )
+    assert "(leaderboard_ifeval): pip install" in found[1] and "langdetect" in found[1] and len(found) == 2
+
+
+# what is added to or replaced in the task's file, or a further file, and what is said
+FILES = {
+    "syntax": ({"other.yaml": "task: other\ndoc_to_text: 'open\n"}, "tasks/other.yaml, line 3: is not YAML: while scanning a quoted scalar found unexpected end of stream."),
+    "not settings": ({"other.yaml": "- task\n"}, "tasks/other.yaml, line 1: holds no settings: write KEY: VALUE."),
+    "a tag": ({"mine.yaml": "doc_to_decontamination_query: !fucntion utils.f\n"}, "tasks/mine.yaml, line 13: is not YAML: could not determine a constructor for the tag '!fucntion'."),
+    "not to be included": ({"mine.yaml": "include: bse.yaml\n"}, "tasks/mine.yaml, line 13: there is no file bse.yaml to include."),
+    "a round": ({"mine.yaml": "include:\n  - a.yaml\n", "a.yaml": "include: mine.yaml\ntask: a\n"}, "tasks/a.yaml, line 1: mine.yaml is included already, and a file may be once, and not by itself."),
+    "key": ({"mine.yaml": "doc_to_txt: x\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
+    "key of what is included": ({"mine.yaml": "include: base\n", "base": "\n\ndoc_to_txt: x\n"}, "tasks/base, line 3: a task has no key doc_to_txt (did you mean doc_to_text?)."),
+    "output_type": ({"mine.yaml": ("multiple_choice", "multiple_choise")}, "tasks/mine.yaml, line 6: output_type is one of loglikelihood, multiple_choice, loglikelihood_rolling, generate_until, found 'multiple_choise' (did you mean multiple_choice?)."),
+    "metric": ({"mine.yaml": ("metric: acc", "metric: accc")}, "tasks/mine.yaml, line 11: lm-eval has no metric 'accc' (did you mean acc?); for one of the package evaluate write hf_evaluate: true below it."),
+    "aggregation": ({"mine.yaml": ("n: mean", "n: maen")}, "tasks/mine.yaml, line 12: lm-eval has no aggregation 'maen' (did you mean mean?)."),
+    "metrics": ({"mine.yaml": ("- metric: acc", "- name: acc")}, "tasks/mine.yaml, line 11: an entry of metric_list begins with metric: NAME, found {'name': 'acc', 'aggregation': 'mean'}."),
+    "filter": ({"mine.yaml": "filter_list:\n  - name: first\n    filter:\n      - function: regx\n"}, "tasks/mine.yaml, line 16: lm-eval has no filter 'regx' (did you mean regex?)."),
+    "filters": ({"mine.yaml": "filter_list:\n  - filter: [{function: regex}]\n"}, "tasks/mine.yaml, line 14: an entry of filter_list has name: NAME, and below filter: a list of function: NAME."),
+    "fewshot_config": ({"mine.yaml": "fewshot_config:\n  smapler: first_n\n"}, "tasks/mine.yaml, line 14: fewshot_config has no key smapler (did you mean sampler?)."),
+    "sampler": ({"mine.yaml": "fewshot_config: {sampler: frist_n}\n"}, "tasks/mine.yaml, line 13: there is no sampler 'frist_n' (did you mean first_n?)."),
+    "template": ({"mine.yaml": ("{{question}}", "{{question}")}, """tasks/mine.yaml, line 7: doc_to_text is not a template: unexpected '}'."""),
+    "no rows": ({"mine.yaml": ("dataset_path: json", "metadata: {}")}, "tasks/mine.yaml, line 1: the task has no rows: write dataset_path, such as json with dataset_kwargs."),
+    "no split": ({"mine.yaml": ("test_split: test", "fewshot_split: test")}, "tasks/mine.yaml, line 1: the task has neither test_split nor validation_split, whose documents are asked."),
+    "no module": ({"mine.yaml": "process_docs: !function utlis.keep\n", "utils.py": "def keep(d): return d\n"}, "tasks/mine.yaml, line 13: !function utlis.keep: there is neither tasks/utlis.py nor a module utlis."),
+    "no function": ({"mine.yaml": "process_docs: !function utils.kepe\n", "utils.py": "def keep(d): return d\n"}, "tasks/mine.yaml, line 13: !function utils.kepe: tasks/utils.py has no kepe (did you mean keep?)."),
+    "a module's own error": ({"mine.yaml": "process_docs: !function broken.keep\n", "broken.py": "None.keep\n"}, "tasks/mine.yaml, line 13: !function broken.keep: tasks/broken.py can't be imported: AttributeError: 'NoneType' object has no attribute 'keep'."),
+    "a module's package": ({"mine.yaml": "process_docs: !function wants.keep\n", "wants.py": "import no_such_package\n"}, "tasks/mine.yaml, line 13: !function wants.keep: tasks/wants.py can't be imported: ModuleNotFoundError: No module named 'no_such_package'."),
+    "no name": ({"mine.yaml": ("task: mine", "task_alias: mine")}, "tasks/mine.yaml, line 1: the file names no task: write task: NAME."),
+    "one name twice": ({"sub/b.yaml": "task: mine\n"}, "tasks/sub/b.yaml, line 1: mine is in tasks/mine.yaml too: give one of them another name."),
+    "group's member": ({"g.yaml": "group: mine_too\ntask:\n  - mine\n  - arc_esay\n"}, "tasks/g.yaml, line 4: the group names 'arc_esay', which lm-eval does not know (did you mean arc_easy?)."),
+    "group's key": ({"g.yaml": "group: mine_too\ntask: [mine]\nagregate_metric_list: []\n"}, "tasks/g.yaml, line 3: a group has no key agregate_metric_list (did you mean aggregate_metric_list?)."),
+    "group's members": ({"g.yaml": "group: mine_too\ntask: mine\n"}, "tasks/g.yaml, line 2: task of a group is a list of names, found 'mine'."),
+    "group's metric": ({"g.yaml": "group: mine_too\ntask: [mine]\naggregate_metric_list:\n  - metric: acc\n    wieght_by_size: true\n"}, "tasks/g.yaml, line 5: there is no key wieght_by_size (did you mean weight_by_size?)."),
+    "a member's file": ({"g.yaml": "group: mine_too\ntask: [mine]\n", "mine.yaml": "doc_to_txt: x\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
+    "a tag's file": ({"mine.yaml": "doc_to_txt: x\ntag: mine_too\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files(name: str, said: Callable[..., list[str]], tasks: Path) -> None:
+    files, sentence = FILES[name]
+    for path, change in files.items():
+        file = tasks / path
+        file.parent.mkdir(exist_ok=True)
+        if isinstance(change, tuple):
+            assert change[0] in file.read_text()
+            file.write_text(file.read_text().replace(*change))
+        else:
+            file.write_text((file.read_text() if file.exists() else "") + change)
+    asked = "mine_too" if any("mine_too" in str(change) for change in files.values()) else "mine"
+    found = said(f"benchmark.tasks=[{asked}]", "benchmark.include_path=tasks")
+    assert sentence in [line.replace(f"{tasks.parent}/", "") for line in found]
+
+
+def test_sound_files_are_taken(tasks: Path, said: Callable[..., list[str]]) -> None:
+    """Each key in the ways that lm-eval takes, and a mistake where nothing that is asked for needs the file."""
+    (tasks / "utils.py").write_text("def keep(docs): return docs\ndef count(items): return len(items)\n")
+    (tasks / "_base.yaml").write_text("doc_to_text: ''\ntag: [few, fewer]\n")
+    (tasks / "second.yaml").write_text(
+        TASK.format(folder=tasks).replace("task: mine", "include: _base.yaml\ntask: second")
+        + "  - metric: own\n    aggregation: !function utils.count\nprocess_docs: !function utils.keep\n"
+        "process_results: !function utils.keep\nfewshot_config: {sampler: first_n, samples: [{question: a, answer: no}]}\n"
+        "metadata: {version: 1}\nrepeats: 2\nfilter_list:\n  - name: x\n    filter: [{function: take_first}]\n"
+    )
+    (tasks / "g.yaml").write_text(
+        "group: both\ngroup_alias: B\ntask:\n  - mine\n  - task: second\n    num_fewshot: 1\n  - group: inner\n"
+        "    task: [arc_easy]\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: false\n"
+    )
+    (tasks / "unasked.yaml").write_text("task: unasked\ndoc_to_txt: x\n")
+    (tasks / "class.yaml").write_text("task: classy\nclass: !function utils.keep\nanything: goes\n")
+    found = said("benchmark.tasks=[both,classy,xyzzyplugh]", "benchmark.include_path=tasks")
+    assert [line for line in found if "tasks" in line] == [
+        "benchmark.tasks names 'xyzzyplugh', which lm-eval does not know."
+    ]
