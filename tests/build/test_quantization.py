@@ -7,13 +7,14 @@ from typing import Any, cast
 import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.backends.default.ops import _get_4bit_quantize_bounds
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hydratune.build.hardware import resolve
 from hydratune.build.model import load_model
-from hydratune.build.quantization import build_quantization, quantized_modules
+from hydratune.build.quantization import build_quantization, quantized_modules, quick_on_cpu
 from hydratune.config.schema import Config, ModelConf, QuantizationConf
 
 AVX512_BF16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
@@ -97,6 +98,48 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaConfig(vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
     ).save_pretrained(folder)
     return folder
+
+
+def test_quick_quantization_gives_bitsandbytes_own_weights(wide: Path) -> None:
+    """Of every kind, and of numbers that lie on the bounds or are none."""
+    torch.manual_seed(0)
+    plain = torch.bucketize
+    for kind in ("nf4", "fp4"):
+        bounds, _ = _get_4bit_quantize_bounds(kind, torch.device("cpu"))
+        odd = [
+            bounds,
+            bounds.nextafter(bounds + 1),
+            bounds.nextafter(bounds - 1),
+            torch.tensor([0.0, -0.0, 1.0, -1.0, torch.nan]),
+        ]
+        values = torch.cat([torch.randn(3 * 2**16) / 3, *odd])
+        with quick_on_cpu():
+            assert torch.bucketize is not plain
+            found = torch.bucketize(values.view(1, -1), bounds, out_int32=True)
+        assert found.dtype == torch.int32 and torch.equal(found, plain(values.view(1, -1), bounds, out_int32=True))
+        for dtype in (torch.float32, torch.bfloat16):
+            for shape in ((64, 128), (7, 9)):  # the second leaves a block that is not full
+                weight = torch.randn(shape).to(dtype)
+                made = [bnb.functional.quantize_4bit(weight, quant_type=kind, compress_statistics=True)]
+                with quick_on_cpu():
+                    made.append(bnb.functional.quantize_4bit(weight, quant_type=kind, compress_statistics=True))
+                assert torch.equal(made[0][0], made[1][0]) and torch.equal(made[0][1].absmax, made[1][1].absmax)
+    assert torch.bucketize is plain
+    layer: Any = loaded(wide).get_submodule(LAYER)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
+        wide, dtype=torch.float32, quantization_config=build_quantization(QuantizationConf("nf4"), "float32")
+    )
+    assert torch.equal(layer.weight, theirs.get_submodule(LAYER).weight)
+
+
+@pytest.mark.parametrize("asked", [{"right": True}, {}, {"out_int32": True, "right": True}])
+def test_any_other_look_up_is_torchs(asked: dict[str, bool]) -> None:
+    values, bounds = torch.tensor([0.0, 3.0, 15.0]), torch.arange(15.0)
+    plain = torch.bucketize(values, bounds, **asked)
+    with quick_on_cpu():
+        assert torch.equal(torch.bucketize(values, bounds, **asked), plain)
+        assert torch.bucketize(values, bounds.double(), out_int32=True).tolist() == [0, 3, 15]
+        assert torch.bucketize(values, bounds[:3], out_int32=True).tolist() == [0, 3, 3]
 
 
 # what QLoRA (arXiv:2305.14314) says of its data types, of layers as they are loaded here

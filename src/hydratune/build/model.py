@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hydratune.build.hardware import Hardware
-from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu
+from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu, quick_on_cpu
 from hydratune.build.source import not_loaded
 from hydratune.config.schema import ConfigError, ModelConf, QuantizationConf
 
@@ -35,17 +35,18 @@ def load_model(
     conf: ModelConf, source: str, hardware: Hardware, quantization: QuantizationConf | None = None
 ) -> PreTrainedModel:
     """The model in the settled dtype, on the settled device; quantized where `quantization` says so."""
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=conf.revision,
-        dtype=getattr(torch, hardware.dtype),
-        attn_implementation=hardware.attn_implementation,
-        quantization_config=build_quantization(quantization, hardware.compute_dtype) if quantization else None,
-        trust_remote_code=conf.trust_remote_code,
-        use_safetensors=True,  # other files may hold code
-        device_map=conf.device_map or ({"": torch.cuda.current_device()} if hardware.device == "cuda" else None),
-        **conf.extra,
-    )
+    with quick_on_cpu():
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=conf.revision,
+            dtype=getattr(torch, hardware.dtype),
+            attn_implementation=hardware.attn_implementation,
+            quantization_config=build_quantization(quantization, hardware.compute_dtype) if quantization else None,
+            trust_remote_code=conf.trust_remote_code,
+            use_safetensors=True,  # other files may hold code
+            device_map=conf.device_map or ({"": torch.cuda.current_device()} if hardware.device == "cuda" else None),
+            **conf.extra,
+        )
     keep_gradients_on_cpu(model)
     added = added_ids(conf, source)
     if added:
