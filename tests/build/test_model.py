@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -112,6 +113,24 @@ def test_a_conversion_that_is_killed_leaves_nothing_to_take(
     converted = Path(model_source(conf, tmp_path))
     assert converted.parent == models and converted.name.startswith("a-")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in converted.iterdir()}
+
+
+def test_a_gguf_file_is_read_once_and_again_when_it_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, conf = tmp_path / "a.gguf", ModelConf(name_or_path=str(tmp_path), gguf_file="a.gguf")
+    digest, read = hashlib.file_digest, []
+
+    def counted(opened: Any, name: str) -> Any:
+        read.append(opened.name)
+        return digest(opened, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for content in (b"GGUF", b"GGUF, another"):
+        file.write_bytes(content)
+        name = f"a-{hashlib.sha256(content).hexdigest()[:12]}"
+        (tmp_path / "models" / name).mkdir(parents=True)
+        for _ in range(3):
+            assert model_source(conf, tmp_path) == str(tmp_path / "models" / name)
+    assert read == [str(file)] * 2
 
 
 @pytest.fixture

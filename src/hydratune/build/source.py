@@ -1,5 +1,6 @@
 """conf/model -> where the model's files are; GGUF files are converted once into the cache. Imports no transformers."""
 
+import functools
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -90,8 +91,14 @@ def model_source(conf: ModelConf, cache: Path) -> str:
 
 def _conversion(path: Path, cache: Path) -> Path:
     """The folder in the cache for a GGUF file, named after its content."""
+    found = path.stat()
+    return cache / "models" / f"{path.stem}-{_digest(path, found.st_ino, found.st_size, found.st_mtime_ns)}"
+
+
+@functools.cache  # a run asks about ten times, and each time would read the whole file
+def _digest(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
-        return cache / "models" / f"{path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _convert(path: Path, folder: Path) -> None:
