@@ -32,8 +32,8 @@ def check_adapter(config: Config, model: Any) -> None:
         built = build_lora(lora, rows_of_added(lora, model, added))
     except (ConfigError, TypeError, ValueError):
         return  # the checks of the tokenizer and of the library's options say it
-    model = deepcopy(model)
     if added:
+        model = deepcopy(model)
         make_room(model, max(added) + 1)
     if quantized and not gguf:
         raise ConfigError(stored_quantized(source))

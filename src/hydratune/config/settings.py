@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -77,7 +77,8 @@ def parse(override: str, loader: ConfigLoader) -> Override:
 @cache
 def group_options(loader: ConfigLoader, group: str) -> list[str]:
     """The names of a group's options; empty where there is no such group."""
-    return list(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+    # not by the loader's own function, which copies all that it knows each time
+    return list(cast(ConfigLoaderImpl, loader).repository.get_group_options(group, ObjectType.CONFIG))
 
 
 def choices_of(override: Override, loader: ConfigLoader) -> list[Any]:
