@@ -12,6 +12,7 @@ from hydratune.build.attention import each_row_alone, sees_whole_rows
 from hydratune.build.collate import Collator
 from hydratune.build.hardware import Hardware
 from hydratune.build.proofs import Seen, apart, as_alone, as_lean, seen
+from hydratune.build.proven import Proven
 from hydratune.config.schema import Config, RunError
 
 
@@ -27,41 +28,54 @@ class Batches:
         """Inside, `model` takes the batches."""
         return each_row_alone(model.config) if self.collator.lengths else nullcontext()
 
+    def look(self, model: torch.nn.Module) -> Seen:
+        """What `model` makes of a few rows, found once."""
+        if self.seen is None:
+            with self.attention(model):
+                self.seen = seen(model, self.collator)
+        return self.seen
+
     def right_in(self, model: torch.nn.Module) -> bool:
         """Whether each row means to `model` what it means alone."""
         try:
-            with self.attention(model):
-                self.seen = seen(model, self.collator)
+            found = self.look(model)
         except (NotImplementedError, TypeError):  # of build/attention.py, or of a model that doesn't hand on lengths
             if not self.collator.lengths:
                 raise
             return False
         if not self.collator.separate:
             return True
-        return apart(self.seen) and (not self.collator.lengths or as_alone(model, self.seen))
+        return apart(found) and (not self.collator.lengths or as_alone(model, found))
 
     def lean_in(self, model: torch.nn.Module) -> bool:
         """Whether the lean loss of `model`, in which these batches are right, is its plain one."""
-        assert self.seen is not None
+        found = self.look(model)
         try:
             with self.attention(model):
-                return as_lean(model, self.seen)
+                return as_lean(model, found)
         except (AttributeError, TypeError, ValueError):  # of a model that is built otherwise
             return False
 
 
-def build_batches(config: Config, hardware: Hardware, pad_token_id: int, model: torch.nn.Module) -> Batches:
+def build_batches(
+    config: Config, hardware: Hardware, pad_token_id: int, model: torch.nn.Module, known: Proven
+) -> Batches:
     """The first of the ways that are allowed, fastest first, which is right in `model`.
 
     Raises RunError where none is.
     """
-    for way in _ways(config, hardware, pad_token_id, cast(Any, model).config):
-        if way.right_in(model):
-            return way
-    raise RunError(
-        f"In this model, with attention {hardware.attn_implementation}, packed rows see one another: set "
-        "data.packing=false and data.padding_free=false."
-    )
+    ways = {way.name: way for way in _ways(config, hardware, pad_token_id, cast(Any, model).config)}
+
+    def first() -> str:
+        for name, way in ways.items():
+            if way.right_in(model):
+                return name
+        raise RunError(
+            f"In this model, with attention {hardware.attn_implementation}, packed rows see one another: set "
+            "data.packing=false and data.padding_free=false."
+        )
+
+    return ways[known.answer("batches", ways, first)]
 
 
 def _ways(config: Config, hardware: Hardware, pad: int, model: PreTrainedConfig) -> Iterator[Batches]:

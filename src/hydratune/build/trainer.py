@@ -18,6 +18,7 @@ from hydratune.build.hardware import Hardware
 from hydratune.build.lean_loss import add_lean_loss, head_is_all
 from hydratune.build.optimizer import LoraPlus
 from hydratune.build.proofs import evaluating
+from hydratune.build.proven import proven
 from hydratune.build.sockets import load_socket
 from hydratune.config.schema import Config, ConfigError, RunError, TrainerConf
 
@@ -64,18 +65,24 @@ class Trainer(LoraPlus, CheckpointedTrainer):
             raise ConfigError(f"trl refuses this training: {said[:300].rstrip('.')}.") from error
 
     def settle(self, config: Config, hardware: Hardware) -> None:
-        """Choose how rows become batches and how their loss is computed: what is fastest and proven on this model."""
+        """Choose how rows become batches and how their loss is computed: what is fastest and proven on this model.
+
+        What was proven before of the same architecture and settings is not proven again.
+        """
         self.loraplus_lr_ratio = config.lora.loraplus_lr_ratio
         network = cast(Any, self.model)
         pad = cast(Any, self.processing_class).pad_token_id
+        known = proven(config, hardware, pad, network)
         with self.accelerator.autocast():  # of a model whose parts have different types
-            self.batches = build_batches(config, hardware, pad, network)
+            self.batches = build_batches(config, hardware, pad, network, known)
             if head_is_all(network.config) and not config.trainer.fsdp:  # whose shards come after the proof
                 add_lean_loss(cast(Any, network.get_base_model() if isinstance(network, PeftModel) else network))
-                self.proven = self.batches.lean_in(network)
+                self.proven = known.answer("lean loss", (True, False), lambda: self.batches.lean_in(network))
             self.lean = self.proven and config.trainer.lean_loss and not self._another_loss()
             if not self.lean and not self._another_loss():
-                self._refuse_wrong_loss(network)
+                known.answer("trl's loss", (True,), lambda: self._refuse_wrong_loss(network))
+        if self.batches.seen is None or self.batches.seen.loss.isfinite():  # weights that are broken prove nothing
+            known.keep()
         self.data_collator = cast(Any, Counted(self.batches.collator))
 
     def _another_loss(self) -> bool:
@@ -83,10 +90,10 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         args = cast(SFTConfig, self.args)
         return args.loss_type != "nll" or args.label_smoothing_factor > 0 or self.aux_loss_enabled
 
-    def _refuse_wrong_loss(self, network: Any) -> None:
+    def _refuse_wrong_loss(self, network: Any) -> bool:
         """Raises RunError where trl's own loss, which knows some models' heads by name, is not that of the logits."""
-        assert self.batches.seen is not None
-        batch, plain = self.batches.seen.batch, self.batches.seen.loss
+        found = self.batches.look(network)
+        batch, plain = found.batch, found.loss
         try:
             with torch.no_grad(), self.batches.attention(network), evaluating(network):
                 loss = super().compute_loss(network, dict(batch))
@@ -102,6 +109,7 @@ class Trainer(LoraPlus, CheckpointedTrainer):
                 f"trl's loss is {float(loss):.4g} where the model's own logits give {float(plain):.4g}{said}: this model "
                 "can't be trained in this way."
             )
+        return True
 
     def get_train_dataloader(self) -> Any:
         """Of several processes, without a row that is trained on twice in an epoch."""
