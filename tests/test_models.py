@@ -8,6 +8,7 @@ import pytest
 import torch
 import trl
 from hydra import compose, initialize_config_dir
+from lm_eval import evaluator
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
@@ -256,12 +257,11 @@ def test_the_length_for_lm_eval_is_the_language_models(
     """Gemma 3's whole configuration has none, only the part that is for its language model."""
     asked = []
 
-    def record(**options: Any) -> dict[str, Any]:
-        asked.append(options["model"].max_length)
-        return {"results": {}, "samples": {}}
+    def record(lm: Any, tasks: Any, **options: Any) -> dict[str, Any]:
+        asked.append(lm.max_length)
+        return {"results": {}, "samples": {}, "configs": {}}
 
-    monkeypatch.setattr(evaluate, "simple_evaluate", record)
-    monkeypatch.setenv("LM_HARNESS_CACHE_PATH", str(tmp_path))  # which the stage would set
+    monkeypatch.setattr(evaluator, "evaluate", record)
     config = composed(
         *saved("gemma3", tiny, tmp_path / "model"), "benchmark=demo", "benchmark.models=[base]", f"cache_dir={tmp_path}"
     )

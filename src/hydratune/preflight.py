@@ -69,7 +69,8 @@ def _import_libraries(jobs: Sequence[tuple[Config, list[str]]]) -> None:
         from hydratune.build.libraries import import_libraries
 
         training = any("train" in stages for _, stages in jobs)
-        import_libraries(training, any(config.tracking.kind == "wandb" for config, _ in jobs))
+        evaluation = any("evaluate" in stages for _, stages in jobs)
+        import_libraries(training, any(config.tracking.kind == "wandb" for config, _ in jobs), evaluation)
 
 
 def _hardware(config: Config) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 FOR_TRAINING = ("bitsandbytes", "peft", "trl.trainer.sft_trainer")
+FOR_EVALUATION = ("bitsandbytes", "peft", "lm_eval.evaluator")
 
 
-def import_libraries(training: bool, tracker: bool) -> None:
-    """transformers, and what training needs; wandb only where `tracker` says that it is used."""
+def import_libraries(training: bool, tracker: bool, evaluation: bool = False) -> None:
+    """transformers, and what training and evaluation need; wandb only where `tracker` says that it is used."""
     with ExitStack() as stack:
         stack.enter_context(_no_collection())
         if not tracker:
@@ -26,12 +27,12 @@ def import_libraries(training: bool, tracker: bool) -> None:
         stack.enter_context(patch.object(importlib.metadata, "packages_distributions", _Distributions))
         torch = importlib.import_module("torch")
         importlib.import_module("transformers")
-        if training:
+        if training or evaluation:
             if not torch.cuda.is_available():
                 # bitsandbytes wraps four functions of its plain backend, for which torch imports its compiler, 0.8 s; on
                 # a CPU they would call a C++ compiler in the middle of training
                 stack.enter_context(patch.object(torch, "compile", _as_it_is))
-            for name in FOR_TRAINING:
+            for name in FOR_TRAINING * training + FOR_EVALUATION * evaluation:
                 importlib.import_module(name)
 
 
