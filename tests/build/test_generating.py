@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Lfm2Config, MistralConfig
 
 from hydratune.build.generating import Generator
 
@@ -99,3 +99,32 @@ def test_drawing_is_the_same_again_and_another_with_another_seed(tools: tuple[An
         prompts, 12, [], {"do_sample": True, "temperature": 2.0}, [9, 8, 7, 6], found.update
     )
     assert [found[number] for number in range(4)] != one
+
+
+def test_behind_a_window_nothing_is_shared(tiny: Path) -> None:
+    """Padding between the beginning and the rest would be what the window sees."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=24, pad_token_id=0, max_position_embeddings=512,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    assert texts(model.eval(), tokenizer, None, []) == alone(model, tokenizer)
+
+
+def test_a_model_that_keeps_a_state_shares_nothing(tiny: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, layer_types=["conv", "full_attention"], max_position_embeddings=512,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    assert texts(model, tokenizer, 1, []) == alone(model, tokenizer)
+
+
+def test_beams_share_nothing(tools: tuple[Any, Any]) -> None:
+    assert texts(*tools, None, [], num_beams=2) == texts(*tools, 1, [], num_beams=2)

@@ -136,3 +136,9 @@ def test_one_request_that_does_not_fit(tmp_path: Path) -> None:
         in_batches([1, 2], lambda some: True, work)
     with pytest.raises(RuntimeError, match="another"):
         in_batches([1], lambda some: True, lambda some: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+@pytest.mark.parametrize("length", [0, LENGTH + 1])
+def test_what_the_model_can_not_take(length: int) -> None:
+    with pytest.raises(RunError, match=f"the likelihood of {length} tokens at once, and the model takes 1 to 100"):
+        build_trees([([1, 2], [3] * length)], LENGTH, True)

@@ -31,7 +31,6 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/test.jsonl, train: {demo}/train.jsonl}}}}
 test_split: test
 fewshot_split: train
-fewshot_config: {{sampler: first_n}}
 output_type: {kind}
 """
 ASKED = "doc_to_text: \"{{messages[0]['content']}}\"\ndoc_to_target: \"{{messages[1]['content']}}\"\n"

@@ -77,4 +77,6 @@ def named_model(
         return load_model(config.model, source, hardware).eval()
     if name == "adapter":
         return adapter_model(config, adapter, hardware, source)
-    return load_plain(str(merged), hardware.dtype, hardware.device, config.model.trust_remote_code)
+    return load_plain(
+        str(merged), hardware.dtype, hardware.device, config.model.trust_remote_code, hardware.attn_implementation
+    )

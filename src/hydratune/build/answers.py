@@ -55,6 +55,8 @@ class Answers:
             if file.tell() and _is_cut(path):  # by an earlier process of this number
                 file.write(b"\n")
             file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
         self.known |= found
 
     def alone(self, keys: Sequence[str], waiting: Callable[[str], None]) -> AbstractContextManager[None]:

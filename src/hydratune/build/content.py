@@ -63,6 +63,7 @@ def answering(
         loaded["quantization"] = asdict(config.quantization) | {"compute_dtype": hardware.compute_dtype}
     return loaded | {
         "tokenizer": tokenizer_digest(tokenizer),
+        "special_tokens": [tokenizer.special_tokens_map, tokenizer.eos_token_id, tokenizer.bos_token_id],
         "device": hardware.device,
         "attn_implementation": hardware.attn_implementation,
         "versions": {library: versions()[library] for library in ("torch", "transformers", "peft", "bitsandbytes")},

@@ -41,7 +41,6 @@ def load_tasks(config: Config) -> dict[str, Any]:
         own = task.get_config("num_fewshot")
         if own is None or (conf.num_fewshot is not None and own != 0):  # 0 in a task's file means never
             task.set_config("num_fewshot", conf.num_fewshot or 0)
-        task.set_fewshot_seed(conf.seed)
     return dict(found)
 
 
@@ -66,6 +65,8 @@ def evaluate(name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) 
     random.seed(conf.seed)
     np.random.seed(conf.seed)
     torch.manual_seed(conf.seed)
+    for task in tasks["tasks"].values():  # whose samplers go on from one model to the next
+        task.set_fewshot_seed(conf.seed)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for a bootstrap of milliseconds
     results: Any = evaluator.evaluate(
         lm,
@@ -92,7 +93,7 @@ def evaluate(name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) 
         "torch_seed": conf.seed,
         "fewshot_seed": conf.seed,
         "sampling": lm.sampling[1],
-        "prompts_cut": lm.prompts_cut,
+        "prompts_cut": lm.prompts_cut if lm.computed == lm.asked else None,
         "prompt_as_trained": as_trained,
     }
     results |= {

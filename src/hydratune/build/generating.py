@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, set_seed
+from transformers.cache_utils import DynamicLayer
 
+from hydratune.build.attention import sees_whole_rows
+from hydratune.build.failures import out_of_memory
 from hydratune.build.halving import in_batches
-from hydratune.build.scoring import CELLS, ROWS
+from hydratune.build.scoring import CELLS, ROWS, selects_logits
 
 WORTH = 16  # tokens in common, below which nothing is spared
 
@@ -19,6 +22,7 @@ class Generator:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None) -> None:
         """`batch_size`: prompts at once; None: as many as the memory holds."""
         self.model, self.tokenizer, self.size = model, tokenizer, batch_size
+        self.selects = selects_logits(model)
 
     @torch.no_grad()
     def generate(
@@ -32,7 +36,10 @@ class Generator:
     ) -> None:
         """`done` is told the texts of each batch by the prompts' numbers. A batch draws by the seed of its first prompt."""
         order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), prompts[number]))
-        shared, cache = self._beginning(prompts)
+        longest = max(map(len, prompts)) + new_tokens
+        # padding between the beginning and the rest would count as tokens of a window; beams change their rows
+        plain = sees_whole_rows(self.model.config, longest) and options.get("num_beams", 1) == 1
+        shared, cache = self._beginning(prompts) if plain else (0, None)
 
         def fits(some: Sequence[int]) -> bool:
             cells = len(some) * (len(prompts[some[0]]) + new_tokens)
@@ -74,12 +81,20 @@ class Generator:
             return 0, None
         known = DynamicCache(config=self.model.config)
         ids = torch.tensor([low], device=self.model.device)
+        last = {"logits_to_keep": 1} if self.selects else {}
         try:
-            self.model(input_ids=ids[:, :shared], past_key_values=known, use_cache=True)
-            cached = self.model(input_ids=ids[:, shared:], past_key_values=deepcopy(known), use_cache=True)
+            self.model(input_ids=ids[:, :shared], past_key_values=known, use_cache=True, **last)
+            if not all(isinstance(layer, DynamicLayer) for layer in known.layers):
+                return 0, None  # a state that padding would change
+            cached = self.model(input_ids=ids[:, shared:], past_key_values=deepcopy(known), use_cache=True, **last)
+            alone = self.model(input_ids=ids, use_cache=False, **last)
         except (AttributeError, TypeError, ValueError, NotImplementedError):  # of a model that keeps something else
             return 0, None
-        rest, whole = cached.logits[0, -1].float(), self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return 0, None
+        rest, whole = cached.logits[0, -1].float(), alone.logits[0, -1].float()
         near = 1e-3 if self.model.dtype == torch.float32 else 0.05
         return (shared, known) if (rest - whole).norm() <= near * whole.norm() else (0, None)
 
@@ -91,10 +106,7 @@ class _Stops(StoppingCriteria):
         self.tokenizer, self.words, self.prompt = tokenizer, [word for word in words if word], prompt
         # a word may come in other tokens than those that it is encoded as
         self.back = 2 + max((len(tokenizer.encode(word, add_special_tokens=False)) for word in self.words), default=0)
-        self.stopped: torch.Tensor | None = None
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         tails = self.tokenizer.batch_decode(input_ids[:, max(self.prompt, input_ids.shape[1] - self.back) :])
-        now = torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)
-        self.stopped = now if self.stopped is None else self.stopped | now
-        return self.stopped
+        return torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)

@@ -1,6 +1,7 @@
 """A model of ours as lm-eval's LM: loaded when the first question comes that the cache has no answer to."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -106,7 +107,7 @@ class EvaluatedLM(HFLM):
 
         def compute(keys: Sequence[str], questions: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
             windows = [(key, window) for key in keys for window in self._windows(questions[key][0])]
-            missing = {key: sum(1 for owner, _ in windows if owner == key) for key in keys}
+            missing = Counter(key for key, _ in windows)
             sums = dict.fromkeys(keys, 0.0)
             keep({key: 0.0 for key in keys if not missing[key]})  # of an empty text
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hydratune.build.attention import each_row_alone, sees_whole_rows
+from hydratune.build.failures import out_of_memory
 from hydratune.build.halving import in_batches
+from hydratune.config.schema import RunError
 
 LINE = 1024  # tokens that go through a CPU at once, in one line; more would only leave its caches
 LOGITS = 2**25  # of a line
@@ -70,12 +72,17 @@ def build_trees(pairs: Sequence[Pair], max_length: int, shared: bool) -> tuple[l
     """The trees of all requests, and how many requests were too long, whose contexts have lost their beginnings.
 
     `shared`: a tree for each context that is worth it, in the order of their tokens, so that neighbours begin alike. Otherwise one for
-    each sequence of tokens that the model gets, longest first.
+    each sequence of tokens that the model gets, longest first. Raises RunError for what is longer than `max_length`.
     """
     found: dict[tuple[int, ...], Tree] = {}
     whole: list[Tree] = []
     cut = 0
     for number, (context, continuation) in enumerate(pairs):
+        if not 0 < len(continuation) <= max_length:
+            raise RunError(
+                f"A task asks for the likelihood of {len(continuation):,} tokens at once, and the model takes 1 to "
+                f"{max_length:,}: leave the task out, or ask for shorter answers."
+            )
         room = max_length + 1 - len(continuation)
         if len(context) > room:
             context, cut = context[-max(room, 1) :], cut + 1
@@ -103,12 +110,11 @@ class Scorer:
         """`batch_size`: trees at once; None: as many as the memory holds."""
         self.model, self.size, self.max_length = model, batch_size, max_length
         self.cut = 0  # contexts that lost their beginnings
-        takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-        self.selects = "logits_to_keep" in takes
+        self.selects = selects_logits(model)
         self.in_line = (
             model.device.type == "cpu"
             and self.selects
-            and "position_ids" in takes
+            and "position_ids" in _arguments(model)
             and model.config.get_text_config()._attn_implementation == "sdpa"
         )
         self.proven = False
@@ -188,6 +194,10 @@ class Scorer:
             in_line = self._line(trees)
         except (NotImplementedError, TypeError):  # of build/attention.py, or of a model that hands nothing on
             return False
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
         near = 1e-3 if self.model.dtype == torch.float32 else 0.05
         for tree, rows in zip(trees, in_line, strict=True):
             different = {tuple(continuation[:-1]): continuation for _, continuation in tree.asked}
@@ -197,6 +207,15 @@ class Scorer:
                 if not (rows[tree.predicted_at(continuation)].float() - alone).norm() <= near * alone.norm():
                     return False
         return True
+
+
+def selects_logits(model: Any) -> bool:
+    """Whether the model computes its head for chosen tokens alone."""
+    return "logits_to_keep" in _arguments(model)
+
+
+def _arguments(model: Any) -> Any:
+    return inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
 
 
 def _shared(trees: Sequence[Tree]) -> int:

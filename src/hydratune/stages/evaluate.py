@@ -30,6 +30,8 @@ from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_atomically, write_json
 
+UNLIMITED = 10**9  # tokens; what a tokenizer says that knows no limit
+
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes benchmark/<model>.json, its samples, and comparison.json. Metrics: <model>/<task>/<metric>."""
@@ -39,6 +41,9 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     if hardware.device == "cpu":
         keep_freed_memory()
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
+    for name in names:  # of a model that may be another by now
+        (run.benchmark / f"{name}.json").unlink(missing_ok=True)
+        shutil.rmtree(run.benchmark / name, ignore_errors=True)
     loaded = _Loaded(config, run, hardware, names)
     metrics: dict[str, Any] = {}
     for name in names:
@@ -95,7 +100,8 @@ def _lm(name: str, config: Config, run: RunDir, hardware: Hardware, loaded: _Loa
     folders = {"adapter": run.adapter, "merged": run.merged}
     commit = getattr(settings, "_commit_hash", None) or commit
     what = answering(name, config, hardware, source, commit, tokenizer, folders, cache)
-    length = getattr(settings.get_text_config(), "max_position_embeddings", 2048)
+    length = getattr(settings.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    length = length if length < UNLIMITED else 2048  # as lm-eval has it
     answers = Answers(cache / "answers" / key_of([what, length])[:16])
     size = None if conf.batch_size == "auto" else int(conf.batch_size)
     lm = EvaluatedLM(lambda: loaded.load(name), settings, hardware.device, tokenizer, answers, size, length, say)
