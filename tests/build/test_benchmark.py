@@ -41,7 +41,7 @@ def said(
     tiny: Path, rows: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[str]]:
     """The sentences of the refused command, which is to evaluate, as if the hub with its datasets were in reach."""
-    monkeypatch.setattr(preflight, "settled_offline", lambda jobs: [config for config, _ in jobs])
+    monkeypatch.setattr(preflight, "settle_hub", lambda jobs: [])
 
     def call(*more: str) -> list[str]:
         text = refused(

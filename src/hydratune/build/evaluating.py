@@ -17,7 +17,7 @@ from hydratune.build.lm import EvaluatedLM
 from hydratune.build.own_tasks import build_own_tasks
 from hydratune.build.rendering import Renderer
 from hydratune.config.load import cache_dir
-from hydratune.config.schema import Config, RunError
+from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.formats import Chat
 
 BOOTSTRAPS = 1000  # of lm-eval, for the standard error of what is no mean; within 2 % of many
@@ -32,7 +32,9 @@ def load_tasks(config: Config) -> dict[str, Any]:
     names = [name for name in conf.tasks if name not in conf.own_tasks]
     try:
         found: Any = build_tasks(conf, cache_dir(config)).load([*names, *build_own_tasks(conf)])
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:  # of any kind: of a dataset's builder, of a task's own template or code
         said = " ".join(str(error).split())[:300].rstrip(".")
         raise RunError(f"The tasks {', '.join(conf.tasks)} can't be loaded: {type(error).__name__}: {said}.") from error
     for task in found["tasks"].values():

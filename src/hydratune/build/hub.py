@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import datasets
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,7 +27,8 @@ from huggingface_hub.file_download import REGEX_COMMIT_HASH, repo_folder_name
 
 UNREACHED = "and the hub can't be reached"
 # the user's own word on it, before anything here may set the same
-FORBIDDEN = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), None)
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+FORBIDDEN = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ENV_VARS_TRUE_VALUES), None)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

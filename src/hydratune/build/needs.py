@@ -16,6 +16,8 @@ from hydratune.build.source import is_on_hub
 from hydratune.build.sources import is_here
 from hydratune.config.schema import BenchmarkConf, DataConf, ModelConf, SourceConf
 
+# of load_dataset's arguments, those that don't choose what is read
+NO_CHOICE = ("trust_remote_code", "streaming", "keep_in_memory", "num_proc", "verification_mode", "save_infos")
 REMOTE = ("hf://", "http://", "https://", "s3://", "gs://")
 
 
@@ -77,7 +79,7 @@ def _files_not_here(name: str, config: dict[str, Any]) -> Iterator[str]:
     if _is_kind(path):
         folder = Path(arguments.get("data_dir") or "").expanduser()
         for file in _files(arguments):
-            if not file.startswith(REMOTE) and not glob.glob(str(folder / file), recursive=True):
+            if "://" not in file and not glob.glob(str(folder / file), recursive=True):
                 yield f"The task {name} reads {folder / file}, and there is no such file."
     elif _is_folder(path) and not Path(path).expanduser().is_dir() and not path.startswith(REMOTE):
         yield f"The task {name} reads the folder {path}, and there is none."
@@ -133,4 +135,4 @@ def _dataset(config: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     if config.get("custom_dataset"):
         return None, {}
     arguments = config.get("dataset_kwargs") or {}
-    return config.get("dataset_path"), {k: v for k, v in arguments.items() if k != "trust_remote_code"}
+    return config.get("dataset_path"), {k: v for k, v in arguments.items() if v is not None and k not in NO_CHOICE}

@@ -63,7 +63,8 @@ def _dataset(need: Need) -> tuple[Manifest, bool]:
     folder = Path(builder.cache_dir)
     was_there = folder.is_dir()
     builder.download_and_prepare()
-    names = [path.name for path in folder.iterdir() if path.is_file()]
+    # what later steps keep beside it comes and goes
+    names = ["dataset_info.json", *(path.name for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))]
     return _described(need, folder, commit or builder.hash, names), was_there
 
 

@@ -140,7 +140,7 @@ def _of_task(whole: Whole) -> Iterator[str]:
     for key in [key for key in few if key not in FEWSHOT] if isinstance(few, dict) else []:
         yield f"{whole.at('fewshot_config', key)}: fewshot_config has no key {key}{suggestion(str(key), FEWSHOT)}."
     sampler = few.get("sampler", "default") if isinstance(few, dict) else "default"
-    if not _is_function(sampler) and sampler not in SAMPLER_REGISTRY:
+    if not _is_function(sampler) and (not isinstance(sampler, str) or sampler not in SAMPLER_REGISTRY):
         near = suggestion(str(sampler), SAMPLER_REGISTRY)
         yield f"{whole.at('fewshot_config', 'sampler')}: there is no sampler {sampler!r}{near}."
     yield from _metrics(whole)
