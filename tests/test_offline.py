@@ -60,7 +60,8 @@ def call(hub: Hub, tmp_path: Path, environment: dict[str, str]) -> Call:
     (tmp_path / "tasks" / "quiz.yaml").write_text(QUIZ)
     (tmp_path / "forbidden").mkdir()
     (tmp_path / "forbidden" / "sitecustomize.py").write_text(NO_NETWORK)
-    del environment["HF_HUB_OFFLINE"]
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        environment.pop(name, None)
 
     def called(*words: str, offline: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
         own = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://hub.invalid" if offline else hub.endpoint}
