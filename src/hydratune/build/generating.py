@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from hydratune.build.attention import sees_whole_rows
 from hydratune.build.failures import out_of_memory
 from hydratune.build.halving import in_batches
-from hydratune.build.scoring import CELLS, ROWS, selects_logits
+from hydratune.build.scoring import CELLS, ROWS, common, same_logits, selects_logits
 
 WORTH = 16  # tokens in common, below which nothing is spared
 
@@ -74,9 +74,8 @@ class Generator:
 
     def _beginning(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
         """How many tokens all prompts begin with, and keys and values of them; 0 where that spares nothing or is not exact."""
-        low, high = min(prompts), max(prompts)
-        most = min(map(len, prompts)) - 1
-        shared = next((n for n, (a, b) in enumerate(zip(low[:most], high, strict=False)) if a != b), most)
+        low = min(prompts)
+        shared = common(low, max(prompts), min(map(len, prompts)) - 1)
         if len(prompts) < 2 or shared < WORTH:
             return 0, None
         known = DynamicCache(config=self.model.config)
@@ -95,8 +94,7 @@ class Generator:
                 raise
             return 0, None
         rest, whole = cached.logits[0, -1].float(), alone.logits[0, -1].float()
-        near = 1e-3 if self.model.dtype == torch.float32 else 0.05
-        return (shared, known) if (rest - whole).norm() <= near * whole.norm() else (0, None)
+        return (shared, known) if same_logits(self.model, rest, whole) else (0, None)
 
 
 class _Stops(StoppingCriteria):

@@ -198,13 +198,12 @@ class Scorer:
             if not out_of_memory(error):
                 raise
             return False
-        near = 1e-3 if self.model.dtype == torch.float32 else 0.05
         for tree, rows in zip(trees, in_line, strict=True):
             different = {tuple(continuation[:-1]): continuation for _, continuation in tree.asked}
             for continuation in list(different.values())[-PROOF:]:
                 ids = torch.tensor([[*tree.context, *continuation[:-1]]])
                 alone = self.model(input_ids=ids, use_cache=False).logits[0, len(tree.context) - 1 :].float()
-                if not (rows[tree.predicted_at(continuation)].float() - alone).norm() <= near * alone.norm():
+                if not same_logits(self.model, rows[tree.predicted_at(continuation)].float(), alone):
                     return False
         return True
 
@@ -218,8 +217,19 @@ def _arguments(model: Any) -> Any:
     return inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
 
 
+def same_logits(model: Any, one: Tensor, alone: Tensor) -> bool:
+    """Whether two ways of computing logits differ by no more than the rounding of the model's type."""
+    near = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool((one - alone).norm() <= near * alone.norm())
+
+
+def common(first: Sequence[int], last: Sequence[int], most: int) -> int:
+    """How many tokens both begin with, at most `most`."""
+    pairs = enumerate(zip(first[:most], last, strict=False))
+    return next((number for number, (one, other) in pairs if one != other), most)
+
+
 def _shared(trees: Sequence[Tree]) -> int:
     """How many tokens all contexts begin with, in an order in which the first and the last differ most; each keeps one."""
-    first, last = trees[0].context, trees[-1].context
     most = min(len(tree.context) for tree in trees) - 1 if len(trees) > 1 else 0
-    return next((n for n, (one, other) in enumerate(zip(first[:most], last, strict=False)) if one != other), most)
+    return common(trees[0].context, trees[-1].context, most)
