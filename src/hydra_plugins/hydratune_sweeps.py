@@ -20,30 +20,45 @@ class GridSweeper(Sweeper):
         """Part of Hydra's interface."""
         from hydra.core.plugins import Plugins
 
-        self.hydra_context = hydra_context
+        self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Launch all jobs as one batch."""
-        from hydratune.sweep import grid
+        """Launch all jobs as one batch. Exits with 3 where one of them failed."""
+        import sys
 
-        assert self.hydra_context and self.launcher
+        from hydra.core.utils import JobStatus
+        from omegaconf import OmegaConf
+
+        from hydratune.sweep.grid import grid
+
+        assert self.hydra_context and self.launcher and self.config is not None
         overrides = [f"{k}={'null' if v is None else v}" for k, v in self.params.items()] + arguments
-        return self.launcher.launch(grid(self.hydra_context.config_loader, overrides), initial_job_idx=0)
+        asked, first = self.config.sweep, self.config.seed
+        zipped: Any = OmegaConf.to_container(asked.zip, resolve=True)
+        seeds = list(range(first, first + asked.seeds)) if asked.seeds else []
+        returned = self.launcher.launch(grid(self.hydra_context.config_loader, overrides, zipped, seeds), 0)
+        if any(job.status == JobStatus.FAILED for job in returned):
+            sys.exit(3)
+        return returned
 
 
 class HereLauncher(Launcher):
-    """This machine: one process a job, so that all memory comes back, one after another."""
+    """This machine: one process a job, so that all memory comes back, N at a time."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings  # hydratune.sweep.here.Here
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Part of Hydra's interface."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every job, then start the first."""
-        from hydratune import sweep
+        """Check every job, then start the first. Jobs are known by their settings: the index is not looked at."""
+        from hydratune.sweep.here import Here, launch
+        from hydratune.sweep.jobs import planned
 
-        jobs: Any = sweep.checked_jobs(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
-        return sweep.run_here(jobs)
+        here = Here(**self.settings)
+        return launch(planned(self.hydra_context.config_loader, self.config, job_overrides), here)

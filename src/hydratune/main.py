@@ -97,6 +97,8 @@ def _run(composed: DictConfig, typed: Typed, me: Ranks) -> float | None:
     with _plain_errors(typed):  # here, so that Hydra adds no words of its own
         from hydratune import pipeline, preflight  # late: --help and --cfg need neither
         from hydratune.follow import check_ranks
+        from hydratune.run.job import recorded
+        from hydratune.run.layout import RunDir
         from hydratune.run.signals import handled, stop
 
         config = settled(composed, typed)
@@ -114,11 +116,12 @@ def _run(composed: DictConfig, typed: Typed, me: Ranks) -> float | None:
         check_ranks(config, stages, me)
         sys.argv[1:] = [redacted_override(word) for word in sys.argv[1:]]  # which a tracker records
         try:
-            with handled(stop):
+            with recorded(RunDir(Path(str(config.run_dir)))) as outcome, handled(stop):
                 if me.world_size > 1:
                     together(me)  # whom the checks must know of
                 preflight.check(config, stages)
-                return pipeline.run(config, typed.overrides, me)
+                outcome.objective = pipeline.run(config, typed.overrides, me)
+                return outcome.objective.value if outcome.objective else None
         except (ConfigError, RunError):
             raise
         except Exception:  # a crash: Hydra would print the overrides with it, and secrets among them

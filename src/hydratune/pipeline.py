@@ -22,12 +22,13 @@ from hydratune.preflight_hub import as_prefetched
 from hydratune.run import receipt
 from hydratune.run.console import quiet, say
 from hydratune.run.layout import RunDir, alone_in, write_atomically, write_json
+from hydratune.run.objective import Objective, objective_of
 from hydratune.run.ranks import ALONE, Ranks
 from hydratune.run.table import certificate_text, comparison_table, samples_text
 
 
-def run(config: Config, typed: list[str], me: Ranks = ALONE) -> float | None:
-    """Run `config.stages` in the run directory. Returns the last training loss."""
+def run(config: Config, typed: list[str], me: Ranks = ALONE) -> Objective | None:
+    """Run `config.stages` in the run directory. Returns the metric that a sweep looks at."""
     assert config.run_dir
     run_dir = RunDir(Path(config.run_dir).resolve())
     say(f"run directory: {config.run_dir}")
@@ -62,7 +63,7 @@ def run(config: Config, typed: list[str], me: Ranks = ALONE) -> float | None:
     if finished and "generate" in config.stages and run_dir.samples.is_file():
         say("\n" + samples_text([json.loads(line) for line in run_dir.samples.read_text().splitlines()]))
     say(f"\nrun directory: {config.run_dir}")
-    return metrics.get("train/loss")
+    return objective_of(config, metrics)
 
 
 def check_inputs(config: Config) -> None:

@@ -34,7 +34,7 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     """The sentences of each job, of which jobs with the same settings share the work."""
     for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    _import_libraries(jobs)
+    import_for(jobs)
     missing = settle_hub(jobs)
     answers: dict[str, list[str]] = {}
 
@@ -64,7 +64,8 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     return found
 
 
-def _import_libraries(jobs: Sequence[tuple[Config, list[str]]]) -> None:
+def import_for(jobs: Sequence[tuple[Config, list[str]]]) -> None:
+    """The libraries that the stages of these jobs need."""
     if any(stages for _, stages in jobs):
         from hydratune.build.libraries import import_libraries
 

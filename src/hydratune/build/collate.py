@@ -61,6 +61,14 @@ def _padded(rows: list[Tensor], value: int) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
+def supervised(features: list[dict[str, Any]], labels: Tensor) -> list[int]:
+    """How many tokens of each feature the loss counts, in the order in which the batch's labels have them."""
+    if len(labels) == len(features):
+        return [int(count) for count in (labels[:, 1:] != IGNORED).sum(dim=1)]
+    rows = labels[0].split([len(feature["input_ids"]) for feature in features])  # in one line
+    return [int((row != IGNORED).sum()) for row in rows]
+
+
 @dataclass
 class Counted:
     """A collator whose batches tell too which rows they hold, as pairs of file and number, and how many tokens."""

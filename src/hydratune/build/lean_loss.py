@@ -64,13 +64,14 @@ def head_is_all(config: Any) -> bool:
 def add_lean_loss(model: PreTrainedModel) -> None:
     """`model(..., labels=labels, lean_loss=True)` is then the sum of the loss over the supervised positions, a scalar.
 
+    With lean_loss="each" it is the loss of each of them, line by line, without gradients. Shape (supervised positions,).
     A part of forward, as trl's own is, so that it is inside whatever wraps the model: an adapter, DDP, autocast.
     """
     known: Any = model
     forward = known.forward
 
     @functools.wraps(type(model).forward)  # generate reads the signature
-    def lean(self: Any, *args: Any, lean_loss: bool = False, **kwargs: Any) -> Any:
+    def lean(self: Any, *args: Any, lean_loss: bool | str = False, **kwargs: Any) -> Any:
         if not lean_loss:
             return forward(*args, **kwargs)
         labels = kwargs.pop("labels")
@@ -78,9 +79,17 @@ def add_lean_loss(model: PreTrainedModel) -> None:
         targets = labels[:, 1:].to(hidden.device)
         supervised = targets != IGNORED
         head, chunk = self.get_output_embeddings(), max(1, AT_ONCE // self.config.get_text_config().vocab_size)
+        if lean_loss == "each":
+            return _each(head, chunk, hidden[supervised], targets[supervised])
         return _Loss.apply(head, chunk, hidden[supervised], targets[supervised], *_trained(self, head, hidden))
 
     known.forward = MethodType(lean, model)
+
+
+def _each(head: torch.nn.Module, chunk: int, hidden: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each position: hidden (N, width), targets (N,) -> (N,), float32."""
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([cross_entropy(head(part).float(), wanted, reduction="none") for part, wanted in parts])
 
 
 def _trained(model: PreTrainedModel, head: torch.nn.Module, hidden: Tensor) -> list[Tensor]:

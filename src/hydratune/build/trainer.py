@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from hydratune.build.batches import Batches, build_batches
 from hydratune.build.checkpoints import CheckpointedTrainer
-from hydratune.build.collate import IGNORED, NO_INPUTS, Counted
+from hydratune.build.collate import IGNORED, NO_INPUTS, Counted, supervised
 from hydratune.build.even import Filled, fill_up
 from hydratune.build.hardware import Hardware
 from hydratune.build.lean_loss import add_lean_loss, head_is_all
@@ -20,6 +20,7 @@ from hydratune.build.optimizer import LoraPlus
 from hydratune.build.proofs import evaluating
 from hydratune.build.proven import proven
 from hydratune.build.sockets import load_socket
+from hydratune.build.units import Units
 from hydratune.config.schema import Config, ConfigError, RunError, TrainerConf
 
 # FSDP2; not with its own activation checkpointing, which draws other dropout masks when layers run again
@@ -56,8 +57,10 @@ class Trainer(LoraPlus, CheckpointedTrainer):
     batches: Batches
     proven = False  # that the model has a lean loss
     lean = False  # that it is the one trained by
+    validation_rows = ""  # a digest of them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.validated: dict[float, Units] = {}  # validation loss -> what it is the mean of: the last one's and the lowest's
         try:
             super().__init__(*args, **kwargs)
         except (ImportError, ValueError, AttributeError) as error:
@@ -152,24 +155,44 @@ class Trainer(LoraPlus, CheckpointedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Nats per supervised token; nothing of a batch is kept."""
+        """Nats per supervised token; of a batch, the sums of its rows are kept."""
         model, rows = cast(torch.nn.Module, self.model), cast(Any, eval_dataset or self.eval_dataset)
         training = model.training
         model.eval()
-        found = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # sum of the losses, tokens
+        # of a model without the lean loss there is the mean of a batch alone
+        size = 1 if self.proven else self.args.per_device_eval_batch_size
+        # of each row or batch: the sum of the losses, tokens
+        found = torch.zeros(math.ceil(len(rows) / size), 2, dtype=torch.float64, device=self.args.device)
         for indices, counts in self._shares(len(rows)):
-            inputs = self._prepare_inputs(self.data_collator([rows[index] for index in indices]))
-            tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+            features = [rows[index] for index in indices]
+            batch = self.data_collator(features)
+            tokens, inputs = supervised(features, batch["labels"]), self._prepare_inputs(batch)
             with self.compute_loss_context_manager(), self.batches.attention(model):
-                loss = model(**inputs, lean_loss=True) / tokens if self.proven else self.compute_loss(model, inputs)
+                if self.proven:
+                    losses = [part.sum() for part in model(**inputs, lean_loss="each").double().split(tokens)]
+                else:
+                    tokens = [sum(tokens)]
+                    losses = [self.compute_loss(model, inputs).double() * tokens[0]]
             if counts:
-                found += torch.stack([loss.double() * tokens, tokens.double()])
-        total, tokens = self.accelerator.reduce(found).tolist()
-        metrics = {f"{metric_key_prefix}_loss": total / tokens}
+                first = indices.start // size
+                found[first : first + len(losses)] = torch.stack([torch.stack(losses), found.new_tensor(tokens)], dim=1)
+        found = self.accelerator.reduce(found).cpu()
+        total, count = found.sum(dim=0).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / count}
+        if eval_dataset is None:
+            self._keep(total / count, found.numpy())
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(training)
         return metrics
+
+    def _keep(self, loss: float, found: Any) -> None:
+        """What the validation loss is the mean of; the weights that are saved have the last one, or the lowest."""
+        unit = "row" if self.proven else "batch"
+        asked = f"{self.validation_rows} {'' if self.proven else self.args.per_device_eval_batch_size}".strip()
+        lowest = min([loss, *self.validated])
+        self.validated[loss] = Units(found[:, 0], found[:, 1], "mean", False, asked, unit)
+        self.validated = {one: self.validated[one] for one in (lowest, loss)}
 
     def _shares(self, count: int) -> Iterator[tuple[range, bool]]:
         """The rows of each of this process's batches, and whether they count.

@@ -17,7 +17,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # in a wheel conf/ lies in the package, in the repository beside src/
 CONF_DIR = next(p for p in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if p.is_dir())
 # keys that may change on an existing run; they and where it lies leave its hash alone
-FREE = ("run_dir", "name", "stages", "merge", "benchmark", "generate", "tracking", "cache_dir", "trust")
+FREE = (
+    "run_dir", "name", "stages", "merge", "benchmark", "generate", "tracking", "cache_dir", "trust", "objective", "sweep",
+)  # fmt: skip
 
 ConfigStore.instance().store(name="schema", node=Config)
 secrets.guard_environment()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def option(
     default: Any,

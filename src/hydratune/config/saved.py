@@ -46,7 +46,7 @@ def settled(composed: DictConfig, typed: Typed) -> Config:
 def make_absolute(config: Config) -> None:
     """A file or folder that is there is named so that it is the same one wherever the run is opened again."""
     for key in PATHS:
-        named = _get(config, key)
+        named = value_of(config, key)
         ours = named == "demo" or (key == "model.chat_template" and not str(named).endswith(".jinja"))
         if named and not ours:
             put(config, key, _absolute(str(named)))
@@ -90,7 +90,7 @@ def start_from(root: Path, config: Config, typed: Typed) -> Config:
             raise ConfigError(
                 f"{key}= and --from are two beginnings: leave out one, or type the keys that {key}= was to set."
             )
-        put(base, key, _get(config, key))
+        put(base, key, value_of(config, key))
     if not {"run_dir"} & set(typed_keys(typed)):
         base.run_dir = None
     if "stages" not in typed_keys(typed):
@@ -127,7 +127,7 @@ def open_run(config: Config, typed: Typed) -> Config:
             wrong += _differences(saved, config, [k for k in asdict(config) if k not in FREE])
             saved.merge, saved.benchmark, saved.generate = config.merge, config.benchmark, config.generate
         elif key.partition(".")[0] in FREE or not trained:
-            put(saved, key, _get(config, key))
+            put(saved, key, value_of(config, key))
         else:
             wrong += _differences(saved, config, [key])
     if wrong:
@@ -157,7 +157,8 @@ def typed_keys(typed: Typed) -> list[str]:
     return [key for key in keys if not key.startswith(("hydra.", "hydra/"))]
 
 
-def _get(config: Config | dict[str, Any], key: str) -> Any:
+def value_of(config: Config | dict[str, Any], key: str) -> Any:
+    """The value, or the group of values, under a dotted key."""
     node: Any = config
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else getattr(node, part)
@@ -167,7 +168,7 @@ def _get(config: Config | dict[str, Any], key: str) -> Any:
 def put(config: Config, key: str, value: Any) -> None:
     """Set a dotted key."""
     holder, _, name = key.rpartition(".")
-    node = _get(config, holder) if holder else config
+    node = value_of(config, holder) if holder else config
     if isinstance(node, dict):
         node[name] = value
     else:
@@ -179,8 +180,8 @@ def _check_code(saved: Config, config: Config, root: Path) -> None:
     if config.trust:
         return
     for key in CODE:
-        named = _get(saved, key)
-        if named and named != "demo" and named != _get(config, key) and REDACTED not in str(named):
+        named = value_of(saved, key)
+        if named and named != "demo" and named != value_of(config, key) and REDACTED not in str(named):
             raise ConfigError(
                 f"{root}/config.yaml says {key}={named}, which can make hydratune run code of its choice: "
                 f"type the same {key}, or trust=true."
@@ -212,7 +213,7 @@ def _check_secrets(base: Config, root: Path) -> None:
 def _differences(saved: Config, typed: Config, keys: list[str]) -> list[str]:
     found = []
     for key in keys:
-        old, new = (_leaves(_get(asdict(one), key), key) for one in (saved, typed))
+        old, new = (_leaves(value_of(asdict(one), key), key) for one in (saved, typed))
         found += [
             f"{k} is {old.get(k)!r} in {typed.run_dir}/config.yaml and {new.get(k)!r} here"
             for k in {**old, **new}

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydratune.config.option import option
+from hydratune.config.option import DTYPES, option
+from hydratune.config.stage_schema import BenchmarkConf, GenerateConf, MergeConf
 from hydratune.formats import FORMATS
 
 
@@ -26,9 +27,6 @@ class Broken:
 
 class RunError(Exception):
     """A run that failed, or a run folder in the wrong state: one sentence. Exit status 1."""
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -169,71 +167,26 @@ class TrainerConf:
 
 
 @dataclass
-class MergeConf:
-    """Which base the adapter is merged onto, and how the result is stored and proven."""
-
-    base: str = option(
-        "auto",
-        "auto: dequantized where the adapter was trained on quantized weights, else original; measure: the lower KL",
-        choices=("auto", "dequantized", "original", "measure"),
-    )
-    method: str = option(
-        "stream", "stream: tensor by tensor; peft: the whole model in memory", choices=("stream", "peft")
-    )
-    dtype: str = option("auto", "of merged/; auto: the base checkpoint's own", choices=DTYPES)
-    verify: bool = option(True, "compare the merged model with the one that was trained")
-    # of the model with its weights rounded as the folder's, the merged one may never differ by more than 1e-4
-    tolerance: float | None = option(
-        None, "greatest mean KL divergence; null: 1e-4 for a float32 folder, else 2e-2", unit="nats", above=0
-    )
-
-
-@dataclass
-class BenchmarkConf:
-    """lm-eval tasks, run on base, adapter and merged model. Names are lm-eval's own."""
-
-    tasks: list[str] = option([], "names of lm-eval tasks or groups, or of own_tasks")
-    include_path: str | None = option(None, 'folder of task YAML files, or "demo"')
-    own_tasks: dict[str, Any] = option({}, "tasks over your own rows: name -> {kind, path, and what the kind takes}")
-    limit: int | None = option(None, "documents of each task; null: all", unit="documents", above=0)
-    num_fewshot: int | None = option(None, "examples in the prompt; null: the task's own number", least=0)
-    fewshot_as_multiturn: bool = option(True, "in a chat, each example is an exchange of its own")
-    apply_chat_template: bool = option(True, "ask through the chat template, as in training")
-    system_instruction: str | None = option(None, "text before each prompt; in a chat, the system message")
-    gen_kwargs: dict[str, Any] = option({}, "of generative tasks, in place of the task's own, such as temperature")
-    repeats: int = option(1, "samples of each generative task, with seeds of their own", above=0)
-    seed: int = option(
-        1234, "of few-shot examples and draws; not the run's, so that runs compare", least=0, below=2**32
-    )
-    batch_size: Any = option("auto", "requests at once; auto: as many as the memory holds")
-    models: list[str] = option(["base", "adapter", "merged"], "which models are evaluated")
-    confirm_run_unsafe_code: bool = option(False, "run tasks that execute what the model writes")
-
-
-@dataclass
-class GenerateConf:
-    """Prompts for the tuned model."""
-
-    prompts: list[str] = option([], "questions to the models")
-    file: str | None = option(None, "further prompts, one a line, or .jsonl with a key prompt; -: standard input")
-    models: list[str] = option(["base", "merged"], "which models answer: base, adapter, merged")
-    batch_size: int = option(8, "prompts at once", unit="prompts", above=0)
-    stream: bool = option(False, "show each token as it comes, one prompt at a time")
-    apply_chat_template: bool = option(True, "ask through the chat template, as in training")
-    max_new_tokens: int = option(64, "length of an answer", unit="tokens", above=0)
-    do_sample: bool = option(False, "draw tokens; false: the likeliest each time")
-    temperature: float = option(1.0, "divides the logits before drawing", above=0)
-    top_k: int = option(50, "draw from this many likeliest tokens; 0: from all", unit="tokens", least=0)
-    top_p: float = option(1.0, "draw from the likeliest tokens of this mass", unit="probability", above=0, most=1)
-
-
-@dataclass
 class TrackingConf:
     """Where the training log goes besides train_log.jsonl."""
 
     kind: str = option("off", "tracker", choices=("off", "wandb"))
     project: str = option("hydratune", "project in the tracker")
     mode: str = option("online", "offline: files for wandb sync", choices=("online", "offline"))
+
+
+@dataclass
+class SweepConf:
+    """What a sweep does with its jobs; no key of a single run."""
+
+    zip: list[Any] = option([], "swept keys whose values go in step, [lora.r,lora.lora_alpha], or a list of such lists")
+    seeds: int | None = option(
+        None, "runs of each setting, with the seeds from `seed` on; null: one, or those that are swept", above=0
+    )
+    reuse: bool = option(False, "take over what another sweep or run beside this one has done with the same settings")
+    direction: str = option(
+        "auto", "which way `objective` is better; auto: told by its name", choices=("auto", "minimize", "maximize")
+    )
 
 
 STAGES = ("prepare", "train", "merge", "evaluate", "generate")
@@ -249,6 +202,10 @@ class Config:
     cache_dir: str | None = option(
         None, "token caches and converted models; null: $HYDRATUNE_CACHE, else ~/.cache/hydratune"
     )
+    objective: str | None = option(
+        None,
+        "the metric of metrics.json that a sweep looks at; null: the validation loss, without one the training loss",
+    )
     trust: bool = option(False, "import Python code that a saved run's configuration names")
     stages: list[str] = option(list(STAGES), "what to do, in this order; []: check everything, start nothing")
     model: ModelConf = field(default_factory=ModelConf)
@@ -260,3 +217,4 @@ class Config:
     benchmark: BenchmarkConf = field(default_factory=BenchmarkConf)
     generate: GenerateConf = field(default_factory=GenerateConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
+    sweep: SweepConf = field(default_factory=SweepConf)

@@ -4,21 +4,22 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydratune.config.schema import RunError
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Temporary name, fsync, rename: a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -30,21 +31,59 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, default=plain, ensure_ascii=False) + "\n")
 
 
+_held: set[Path] = set()  # folders whose lock this process holds
+
+
 @contextmanager
 def alone_in(run: "RunDir") -> Iterator[None]:
     """Hold the run directory; the system lets go of it when the process ends, however it ends.
 
     Raises RunError where another process is at work there.
     """
+    root = run.root.resolve()
+    if root in _held:  # by a caller of the caller
+        yield
+        return
     with (run.root / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunError(f"Another process ({file.read().strip()}) is at work in {run.root}.") from None
+        _take(file, run.root)
         file.truncate(0)
         file.write(f"{platform.node()}, process {os.getpid()}")
         file.flush()
+        _held.add(root)
+        try:
+            yield
+        finally:
+            _held.discard(root)
+
+
+def _take(file: IO[str], root: Path) -> None:
+    """Not refused at once: who only looks whether somebody is at work (is_held) holds it for a moment, too."""
+    for _ in range(20):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+    file.seek(0)
+    raise RunError(f"Another process ({file.read().strip()}) is at work in {root}.")
+
+
+def is_held(root: Path) -> bool:
+    """Whether a process is at work in the run directory."""
+    try:
+        with (root / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Of all processes that come to the file, one is inside; the others wait."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -105,6 +144,16 @@ class RunDir:
         return self.root / "benchmark"
 
     @property
+    def documents(self) -> Path:
+        """The documents' scores under each metric of each model (build/units.py)."""
+        return self.benchmark / "documents.npz"
+
+    @property
+    def validation(self) -> Path:
+        """The validation rows' losses, as above."""
+        return self.root / "validation.npz"
+
+    @property
     def samples(self) -> Path:
         """A generated text a line."""
         return self.root / "samples.jsonl"
@@ -123,6 +172,16 @@ class RunDir:
     def metrics(self) -> Path:
         """All metrics, flat."""
         return self.root / "metrics.json"
+
+    @property
+    def job(self) -> Path:
+        """Of a sweep's job: its record, JSON."""
+        return self.root / "job.json"
+
+    @property
+    def screen(self) -> Path:
+        """Of a sweep's job: what it printed."""
+        return self.root / "screen.log"
 
     def receipt(self, stage: str) -> Path:
         """The file that says that `stage` is finished."""

@@ -25,6 +25,7 @@ from hydratune.build.malloc import keep_freed_memory
 from hydratune.build.model import load_tokenizer, run_tokenizer
 from hydratune.build.scores import read_scores
 from hydratune.build.source import model_source
+from hydratune.build.units import packed, units_of
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
@@ -37,6 +38,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     """Writes benchmark/<model>.json, its samples, and comparison.json. Metrics: <model>/<task>/<metric>."""
     conf = config.benchmark
     (run.benchmark / "comparison.json").unlink(missing_ok=True)
+    run.documents.unlink(missing_ok=True)
     tasks = load_tasks(config)
     if hardware.device == "cpu":
         keep_freed_memory()
@@ -56,7 +58,9 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
             say(f"  {lm.prompts_cut:,} prompts are longer than the {lm.max_length:,} tokens that the model takes: cut")
         metrics |= {f"{name}/{key}": value for key, value in _aggregated(results)}
         _write(run.benchmark, name, [results, *again])
-    rows = compare({name: read_scores(run.benchmark, name) for name in names}, names[0], conf.seed)
+    scores = {name: read_scores(run.benchmark, name) for name in names}
+    write_atomically(run.documents, packed(units_of(scores)))
+    rows = compare(scores, names[0], conf.seed)
     write_json(run.benchmark / "comparison.json", rows)
     return metrics
 

@@ -27,10 +27,11 @@ from hydratune.build.source import model_source
 from hydratune.build.tokens import open_tokens
 from hydratune.build.tracking import finish_tracking, set_up_tracking
 from hydratune.build.trainer import Trainer, build_trainer_args, load_callbacks
+from hydratune.build.units import packed
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from hydratune.run.console import progress, say
-from hydratune.run.layout import RunDir, write_json
+from hydratune.run.layout import RunDir, write_atomically, write_json
 from hydratune.run.signals import SAVED, handled
 from hydratune.run.train_log import append_log, cut_log
 
@@ -75,6 +76,7 @@ def build_trainer(config: Config, run: RunDir, hardware: Hardware) -> Trainer:
                 parameter.data = parameter.data.to(torch.float32)
     trainer.of_run = of_run(config, hardware, source, model, tokenizer, prepared.folder.name)
     trainer.sources = prepared.report["training"]["sources"]
+    trainer.validation_rows = " ".join(map(str, prepared.report["files"].get("validation.arrow", [])))
     trainer.failure = run.checkpoints.parent / "failure"  # of all processes, as the checkpoints are
     trainer.watch(Progress(partial(append_log, run.train_log), partial(cut_log, run.train_log), progress, say))
     trainer.settle(config, hardware)
@@ -98,7 +100,7 @@ def _run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
     leaves = trainer.asked_to_stop()
     validation = {}
     if trainer.eval_dataset is not None and not leaves:
-        validation = {"train/validation_loss": _last_validation(trainer)}
+        validation = {"train/validation_loss": _write_validation(trainer, run)}
     finish_tracking(config.tracking)
     if not trainer.stopped:
         _save(trainer, config, run)
@@ -129,6 +131,16 @@ def _save(trainer: Trainer, config: Config, run: RunDir) -> None:
     keep_vocabulary(trainer.model, target, added_ids(config.model, model_source(config.model, cache_dir(config))))
     if is_pissa(config.lora):
         as_plain_lora(target, run.root / "pissa_init")
+
+
+def _write_validation(trainer: Trainer, run: RunDir) -> float:
+    """The validation loss, and on disk what it is the mean of."""
+    loss = _last_validation(trainer)
+    if loss not in trainer.validated:  # found before the run was stopped, or of a checkpoint before that
+        loss = float(trainer.evaluate()["eval_loss"])
+    if trainer.is_world_process_zero():
+        write_atomically(run.validation, packed({"train/validation_loss": trainer.validated[loss]}))
+    return loss
 
 
 def _last_validation(trainer: Trainer) -> float:

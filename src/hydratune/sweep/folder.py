@@ -1,0 +1,161 @@
+"""A sweep's folder: its jobs by number and hash, and what it was started with; the same between calls."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hydratune.config.schema import ConfigError
+from hydratune.run.job import CANCELLED, Record, read_record, state_of
+from hydratune.run.layout import RunDir, in_turn, is_held, write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job of the sweep."""
+
+    number: int
+    hash: str  # of what is trained, and of the rest that is swept
+    overrides: list[str]  # those that differ between jobs
+    words: list[str]  # all
+    replaced: bool = False  # the same overrides mean other settings by now, and have another job
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job as a command asks for it."""
+
+    hash: str
+    overrides: list[str]
+    words: list[str]
+
+
+class SweepDir:
+    """`root`/sweep.json says what the sweep is, `root`/jobs.jsonl has a line for each job, `root`/<number> is its run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the sweep was started with. Raises ConfigError where there is none."""
+        path = self.root / "sweep.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+        except FileNotFoundError:
+            raise ConfigError(f"{self.root} holds no sweep: there is no {path}.") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path} is no sweep's: name another folder.")
+
+    def entries(self) -> Iterator[Entry]:
+        """The jobs in the order of their numbers, without those that were replaced."""
+        return (entry for entry in self._all() if not entry.replaced)
+
+    def _all(self) -> Iterator[Entry]:
+        path = self.root / "jobs.jsonl"
+        if path.is_file():
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield Entry(**json.loads(line))
+
+    def run_of(self, number: int) -> Path:
+        """The run directory of a job."""
+        return self.root / str(number)
+
+    def states(self) -> Iterator[tuple[Entry, Record | None, str]]:
+        """Each job with its record and its state now."""
+        for entry in self.entries():
+            root = self.run_of(entry.number)
+            record = read_record(root)
+            yield entry, record, state_of(root, record)
+
+    def numbers(self, asked: Sequence[Asked]) -> list[int]:
+        """The number of each job: the one that it has, else the next that is free."""
+        known = {entry.hash: entry.number for entry in self._all()}
+        free = max(known.values(), default=-1) + 1
+        numbers = []
+        for job in asked:
+            if job.hash not in known:
+                known[job.hash], free = free, free + 1
+            numbers.append(known[job.hash])
+        return numbers
+
+    def register(
+        self, asked: Sequence[Asked], config_of: Callable[[int, int], dict[str, Any]], info: dict[str, Any]
+    ) -> list[int]:
+        """Note the jobs, and write config.yaml of each: `config_of(place, number)` as plain data. Returns their numbers.
+
+        What is there stays; whoever else does the same at the same time waits. Raises ConfigError where it can't be
+        written, and has then written nothing.
+        """
+        made: list[Path] = []
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with in_turn(self.root / ".lock"):
+                self.refuse_another(info)
+                numbers = self.numbers(asked)
+                entries = self._with(asked, numbers)
+                for place, number in enumerate(numbers):
+                    root = self.run_of(number)
+                    if not root.exists():
+                        root.mkdir()
+                        made.append(root)
+                    self._put_config(root, config_of(place, number), asked[place].words)
+                lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+                write_atomically(self.root / "jobs.jsonl", lines)
+                write_json(self.root / "sweep.json", info)
+                return numbers
+        except OSError as error:
+            for root in made:
+                shutil.rmtree(root, ignore_errors=True)
+            raise ConfigError(
+                f"The sweep's folder {self.root} can't be written ({error.strerror}), and nothing was started: make room "
+                "there, or set hydra.sweep.dir=DIR."
+            ) from None
+
+    def refuse_another(self, info: dict[str, Any]) -> None:
+        """Raises ConfigError where the folder is another sweep's, or another thing's."""
+        if (self.root / "sweep.json").exists():
+            found = self.info
+            if found.get("identity") != info["identity"]:
+                raise ConfigError(
+                    f"{self.root} holds another sweep ({' '.join(found.get('typed', []))}): set another hydra.sweep.dir."
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[0-9]*/config.yaml"))):
+            raise ConfigError(
+                f"{self.root} is there already, and holds no sweep of this kind: set another hydra.sweep.dir."
+            )
+
+    def _with(self, asked: Sequence[Asked], numbers: Sequence[int]) -> list[Entry]:
+        """All jobs, those `asked` for among them; an older one with the same overrides is replaced."""
+        entries = {entry.number: entry for entry in self._all()}
+        new = {n: Entry(n, job.hash, job.overrides, job.words) for n, job in zip(numbers, asked, strict=True)}
+        said = {tuple(entry.overrides) for entry in new.values()}
+        for number, entry in entries.items():
+            if number not in new and tuple(entry.overrides) in said:
+                entries[number] = Entry(number, entry.hash, entry.overrides, entry.words, replaced=True)
+        return [entry for _, entry in sorted((entries | new).items())]
+
+    def _put_config(self, root: Path, plain: dict[str, Any], words: list[str]) -> None:
+        """config.yaml, which says what is run; of a job at work it says what that was started with."""
+        run = RunDir(root)
+        text = yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        if run.config.is_file() and (is_held(root) or run.config.read_text(encoding="utf-8") == text):
+            return
+        write_atomically(run.config, text)
+        if not run.overrides.is_file():
+            write_atomically(run.overrides, yaml.dump(words, Dumper=_DUMPER))
+
+    def is_cancelled(self) -> bool:
+        """Whether the whole sweep was cancelled."""
+        return (self.root / CANCELLED).exists()
+
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where PyYAML has libyaml

@@ -1,0 +1,247 @@
+"""The jobs of a sweep: composed and checked, all of them, before the first starts."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from hydratune import pipeline
+from hydratune.config import secrets
+from hydratune.config.load import FREE, config_hash, saved_form, to_config
+from hydratune.config.rules import broken_rules
+from hydratune.config.saved import make_absolute, put, read_saved, value_of
+from hydratune.config.schema import Config, ConfigError, SweepConf
+from hydratune.config.settings import group_options
+from hydratune.config.values import converted, value_problems
+from hydratune.sweep.folder import Asked, SweepDir
+
+Check = Callable[[Sequence[tuple[Config, list[str]]]], list[list[str]]]  # preflight.check_jobs, in another process
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    number: int
+    hash: str
+    overrides: list[str]  # those that differ between jobs
+    words: list[str]  # all
+    config: Config
+
+    @property
+    def label(self) -> str:
+        return f"job {self.number} ({' '.join(self.overrides)})" if self.overrides else f"job {self.number}"
+
+    @property
+    def root(self) -> Path:
+        """Its run directory."""
+        return Path(str(self.config.run_dir))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that is sound as far as its configuration shows. Nothing of it is on the disk yet."""
+
+    folder: SweepDir
+    jobs: list[Job]
+    info: dict[str, Any]  # for sweep.json
+    reuse: bool = False  # of sweep.reuse
+    trusted: bool = True  # the settings are what was typed just now, and not what somebody's file says
+
+    def check(self, check_jobs: Check) -> None:
+        """What the libraries know. Raises ConfigError with what is wrong with any job."""
+        said: dict[str, list[Job]] = {}
+        answers = check_jobs([(job.config, pipeline.unfinished(job.config)) for job in self.jobs])
+        for job, sentences in zip(self.jobs, answers, strict=True):
+            for sentence in sentences:
+                said.setdefault(sentence, []).append(job)
+        _refuse(said, len(self.jobs))
+
+    def register(self) -> "Plan":
+        """Write it down; returns the same with the numbers that the jobs have got."""
+        asked = [Asked(job.hash, job.overrides, job.words) for job in self.jobs]
+
+        def config_of(place: int, number: int) -> dict[str, Any]:
+            return saved_form(self.jobs[place].config) | {"run_dir": str(self.folder.run_of(number))}
+
+        numbers = self.folder.register(asked, config_of, self.info)
+        return replace(self, jobs=[_numbered(job, n, self.folder) for job, n in zip(self.jobs, numbers, strict=True)])
+
+
+def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequence[str]]) -> Plan:
+    """The jobs, each with its own run directory. Raises ConfigError with what is wrong with any of them.
+
+    `master` is the configuration of the sweep itself, `overrides` the words of each job.
+    """
+    typed = list(master.hydra.overrides.task)
+    swept = list(dict.fromkeys(_key(word) for job in overrides for word in job if word not in typed))
+    info = _info(master, typed, swept)
+    configs = _composed(loader, master, overrides)
+    named = master.hydra.sweep.dir
+    folder = SweepDir(Path(f"runs/{configs[0].name}-sweep-{info['identity']}" if named == "auto" else named))
+    folder.refuse_another(info)
+    jobs = []
+    for words, config in zip(overrides, configs, strict=True):
+        if config.run_dir is not None:
+            raise ConfigError(f"run_dir={config.run_dir} is one folder for all jobs: set hydra.sweep.dir instead.")
+        config.sweep = SweepConf()  # which is no run's
+        make_absolute(config)
+        said = [secrets.redacted_override(word) for word in words if _key(word).partition(".")[0] != "sweep"]
+        jobs.append(Job(-1, _hash(config, swept), [w for w in said if _key(w) in swept], said, config))
+    _refuse_twins(jobs)
+    numbers = folder.numbers([Asked(job.hash, job.overrides, job.words) for job in jobs])
+    jobs = [_numbered(job, number, folder) for job, number in zip(jobs, numbers, strict=True)]
+    _refuse_mistakes(jobs)
+    return Plan(folder, jobs, info, reuse=bool(master.sweep.reuse))
+
+
+def reopened(folder: SweepDir, numbers: Sequence[int]) -> Plan:
+    """The jobs of a sweep that is there, by their numbers (none: all), with the settings that it was started with."""
+    info, jobs = folder.info, []
+    for entry in folder.entries():
+        if not numbers or entry.number in numbers:
+            config = read_saved(folder.run_of(entry.number))
+            config.run_dir = str(folder.run_of(entry.number))
+            jobs.append(Job(entry.number, entry.hash, entry.overrides, entry.words, config))
+    missing = set(numbers) - {job.number for job in jobs}
+    if missing or not jobs:
+        has = (
+            f"its jobs are 0 to {max(entry.number for entry in folder.entries())}" if jobs or missing else "it has none"
+        )
+        raise ConfigError(f"{folder.root} has no job {min(missing, default=0)}: {has}.")
+    _refuse_mistakes(jobs)
+    return Plan(folder, jobs, info, trusted=False)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _info(master: DictConfig, typed: list[str], swept: list[str]) -> dict[str, Any]:
+    """What sweep.json holds. The identity is that of the command: other values of what is swept extend the sweep."""
+    fixed = [
+        word
+        for word in typed
+        if _key(word) not in swept and _key(word).partition(".")[0] not in (*FREE, "hydra/launcher")
+    ]
+    place = [str(source.path) for source in master.hydra.runtime.config_sources if source.provider == "command-line"]
+    said = json.dumps([sorted(fixed), sorted(swept), place, master.hydra.job.config_name])
+    launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
+    return {
+        "identity": hashlib.sha256(said.encode()).hexdigest()[:8],
+        "typed": ["hydratune", *(secrets.redacted_override(word) for word in typed)],
+        "config_dir": place[0] if place else None,
+        "swept": swept,
+        "direction": master.sweep.direction,
+        "launcher": launcher,
+    }
+
+
+def _hash(config: Config, swept: list[str]) -> str:
+    """That of what is trained, and with it what else is swept, such as a benchmark's settings."""
+    free = {}
+    for key in swept:
+        if key.partition(".")[0] in FREE:
+            value = value_of(config, key)
+            free[key] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    if not free:
+        return config_hash(config)
+    said = json.dumps([config_hash(config), secrets.redacted(free)], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+def _numbered(job: Job, number: int, folder: SweepDir) -> Job:
+    job.config.run_dir = str(folder.run_of(number))
+    return replace(job, number=number)
+
+
+def _refuse_twins(jobs: list[Job]) -> None:
+    """Raises ConfigError where two jobs are the same run."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(job.hash, job)
+        if other is not job:
+            said = " and ".join(" ".join(one.overrides) or "(nothing)" for one in (other, job))
+            raise ConfigError(f"Two jobs are the same run, {said}: leave one of them out.")
+
+
+def _refuse_mistakes(jobs: list[Job]) -> None:
+    """Raises ConfigError with what the configuration alone shows: no library needs to be imported."""
+    said: dict[str, list[Job]] = {}
+    for job in jobs:
+        wrong = [f"{problem}." for problem in value_problems(job.config).values()]
+        wrong += [f"{rule.sentence}." for rule in broken_rules(job.config)]
+        wrong += _secrets(job)
+        if not wrong:
+            try:
+                pipeline.check_inputs(job.config)
+            except ConfigError as error:
+                wrong = error.sentences
+        for sentence in wrong:
+            said.setdefault(sentence, []).append(job)
+    _refuse(said, len(jobs))
+
+
+def _refuse(said: dict[str, list[Job]], all_jobs: int) -> None:
+    """Raises ConfigError where anything is said of any job."""
+    if said:
+        raise ConfigError([_of_jobs(sentence, those, all_jobs) for sentence, those in said.items()])
+
+
+def _of_jobs(sentence: str, those: list[Job], all_jobs: int) -> str:
+    if len(those) == all_jobs:
+        return f"every job: {sentence}"
+    if len(those) == 1:
+        return f"{those[0].label}: {sentence}"
+    return f"{those[0].label} and {len(those) - 1} more of {all_jobs}: {sentence}"
+
+
+def _secrets(job: Job) -> list[str]:
+    """Of settings that would be lost: a job reads its own from a file, and no secret is kept in one."""
+    if secrets.REDACTED in json.dumps(saved_form(job.config)):
+        return ["a secret can't reach the jobs of a sweep: leave it to the environment (HF_TOKEN, WANDB_API_KEY)."]
+    return []
+
+
+def _composed(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Config]:
+    """The configuration of each job.
+
+    Hydra composes each choice of group options once; single values are then put on the typed result, which is what
+    Hydra would do with them, at a hundredth of the time. Where interpolations may depend on them, Hydra does it all.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    bases: dict[tuple[str, ...], tuple[Config, bool]] = {}
+    configs = []
+    for words in jobs:
+        parsed = [parser.parse_override(word) for word in words]
+        choices = tuple(w for w, o in zip(words, parsed, strict=True) if group_options(loader, o.key_or_group))
+        values = [o for w, o in zip(words, parsed, strict=True) if w not in choices]
+        if choices not in bases:
+            composed = loader.load_sweep_config(master, list(choices))
+            plain = str(OmegaConf.to_container(_without_hydra(composed), resolve=False))
+            bases[choices] = to_config(composed), "${" in plain
+        base, interpolated = bases[choices]
+        if interpolated or any("${" in str(o.value()) or o.is_delete() or isinstance(o.value(), dict) for o in values):
+            configs.append(to_config(loader.load_sweep_config(master, list(words))))
+        else:
+            configs.append(_with_values(deepcopy(base), values))
+    return configs
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    kept = {key: composed._get_node(key) for key in composed if key != "hydra"}
+    return OmegaConf.create(kept)
+
+
+def _with_values(config: Config, values: list[Override]) -> Config:
+    for override in values:
+        put(config, override.key_or_group, converted(override.key_or_group, override.value()))
+    return config
