@@ -33,6 +33,7 @@ class GridSweeper(Sweeper):
         from omegaconf import OmegaConf
 
         from hydratune.sweep.grid import grid
+        from hydratune.sweep.here import FAILED
 
         assert self.hydra_context and self.launcher and self.config is not None
         overrides = [f"{k}={'null' if v is None else v}" for k, v in self.params.items()] + arguments
@@ -41,7 +42,7 @@ class GridSweeper(Sweeper):
         seeds = list(range(first, first + asked.seeds)) if asked.seeds else []
         returned = self.launcher.launch(grid(self.hydra_context.config_loader, overrides, zipped, seeds), 0)
         if any(job.status == JobStatus.FAILED for job in returned):
-            sys.exit(3)
+            sys.exit(FAILED)
         return returned
 
 

@@ -59,6 +59,10 @@ def _command(arguments: list[str], me: Ranks) -> None:
             from hydratune.compare import show
 
             return show(typed.compared)
+        if typed.sweep is not None:
+            from hydratune.sweep.commands import run
+
+            return run(typed.sweep)
         _refuse_combinations(typed, me)
         if typed.asked is not None:
             from hydratune.config.explain import explain

@@ -32,8 +32,6 @@ def check(config: Config, stages: list[str]) -> None:
 
 def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
     """The sentences of each job, of which jobs with the same settings share the work."""
-    for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     import_for(jobs)
     missing = settle_hub(jobs)
     answers: dict[str, list[str]] = {}
@@ -66,6 +64,8 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
 
 def import_for(jobs: Sequence[tuple[Config, list[str]]]) -> None:
     """The libraries that the stages of these jobs need."""
+    for library in ("bitsandbytes", "transformers", "lm_eval", "lm-eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     if any(stages for _, stages in jobs):
         from hydratune.build.libraries import import_libraries
 

@@ -13,6 +13,7 @@ hydratune data [ROW]... [OVERRIDE]...                     the rows as tokens, wh
 hydratune generate run_dir=RUN [PROMPT]... [OVERRIDE]... answers of base and tuned model; prompts from standard input too
 hydratune compare RUN[:MODEL] RUN[:MODEL]...            models of any runs on the documents that both were asked
 hydratune prefetch [OVERRIDE]...                        what a run needs from the hub, for a machine without a network
+hydratune sweep status|logs|report|best|resume|cancel DIR   a sweep that is there, from any machine that sees its folder
 hydratune explain KEY|GROUP... [OVERRIDE]...            a setting's value, where it comes from, its type and meaning
 
   hydratune experiment=demo                                          QLoRA on a real small model, minutes on two cores

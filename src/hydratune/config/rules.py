@@ -8,11 +8,16 @@ from typing import Any
 
 from hydratune.config.benchmark_rules import broken_benchmark_rules
 from hydratune.config.data_rules import broken_data_rules
-from hydratune.config.schema import STAGES, Broken, Config
+from hydratune.config.schema import STAGES, Broken, Config, SweepConf
 from hydratune.config.trainer_rules import broken_trainer_rules
 from hydratune.config.values import suggestion
 
 MODELS = ("base", "adapter", "merged")
+OF_TRAINING = (
+    "train/validation_loss",
+    "train/loss",
+    "train/seconds",
+)  # what `objective` may name beside a model's scores
 # initialisations of an adapter that change the base weights too, so that a merge onto the base would be wrong
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 # beginnings of the names of optimizers that group the weights in their own way
@@ -24,6 +29,7 @@ def broken_rules(config: Config) -> list[Broken]:
     return [
         *_stages(config),
         *_without_effect(config),
+        *_sweep(config),
         *_model(config),
         *broken_data_rules(config),
         *_adapter(config),
@@ -55,6 +61,50 @@ def _stages(config: Config) -> Iterator[Broken]:
         yield Broken(
             ("generate.models", "lora"), "generate.models names the adapter, and lora=none trains none: leave it out"
         )
+
+
+def _sweep(config: Config) -> Iterator[Broken]:
+    """Of a run alone: a sweep has read its own keys, and its jobs have none."""
+    for f in fields(config.sweep):
+        if getattr(config.sweep, f.name) != getattr(SweepConf(), f.name):
+            yield Broken(
+                (f"sweep.{f.name}",),
+                f"sweep.{f.name} has no effect without a sweep: type hydratune -m, or leave it out",
+            )
+    name = config.objective
+    if name is None:
+        return
+    model, _, metric = name.partition("/")
+    if name not in OF_TRAINING and (model not in MODELS or "/" not in metric):
+        near = suggestion(name, OF_TRAINING)
+        yield Broken(
+            ("objective",),
+            f"objective is {', '.join(OF_TRAINING)}, or MODEL/TASK/METRIC such as merged/arc_easy/acc, found {name!r}{near}",
+        )
+    elif name == "train/validation_loss" and not _validates(config):
+        yield Broken(
+            ("objective", "data"),
+            "objective=train/validation_loss needs validation rows: set data.validation_share=0.1, or leave it out",
+        )
+    elif model in MODELS and not config.benchmark.tasks:
+        yield Broken(
+            ("objective", "benchmark"),
+            f"objective={name} is measured by evaluate, and benchmark=none: set benchmark.tasks=[...]",
+        )
+    elif model in MODELS and model not in config.benchmark.models:
+        yield Broken(
+            ("objective", "benchmark.models"),
+            f"objective={name} is about a model that benchmark.models leaves out: set benchmark.models=[{model}]",
+        )
+
+
+def _validates(config: Config) -> bool:
+    data = config.data
+    sources = [entry for entry in data.mix if isinstance(entry, dict)]
+    found = [data.validation_path, data.validation_split, data.validation_share]
+    return any(value is not None for value in found) or any(
+        key.startswith("validation") for one in sources for key in one
+    )
 
 
 def _without_effect(config: Config) -> Iterator[Broken]:

@@ -26,6 +26,7 @@ class Typed:
     rows: list[int] | None = None  # that `data` is to show; None without it
     prefetches: bool = False  # only brings what a run needs from the hub
     compared: list[str] | None = None  # the runs that `compare` is to compare; None without it
+    sweep: list[str] | None = None  # what follows `sweep`, which looks at one that is there
     rest: list[str] = field(default_factory=list)
 
     def without(self, words: list[str]) -> "Typed":
@@ -47,17 +48,20 @@ def split_arguments(arguments: list[str]) -> Typed:
     if known.config_dir and not Path(known.config_dir).is_dir():
         raise ConfigError(f"--config-dir {known.config_dir}: there is no such folder.")
     options = [argument for argument in arguments if argument not in known.overrides]
-    if known.overrides[:1] == ["compare"] and not {"-h", "--help"} & set(options):
+    verb = known.overrides[0] if known.overrides else ""
+    if verb in ("compare", "sweep") and not {"-h", "--help"} & set(options):
         if options or from_run:
-            raise ConfigError(f"{(options or ['--from'])[0]} has no use here: type hydratune compare RUN RUN ...")
-        return Typed(compared=known.overrides[1:])
+            usage = "compare RUN RUN ..." if verb == "compare" else "sweep status|logs|report|best|resume|cancel DIR"
+            raise ConfigError(f"{(options or ['--from'])[0]} has no use here: type hydratune {usage}")
+        return Typed(**{"compared" if verb == "compare" else "sweep": known.overrides[1:]})
     overrides, asked = _take_explain(list(known.overrides))
     overrides, prefetches = _take_prefetch(overrides)
     overrides, rows = _take_data(_take_generate(overrides))
     # Hydra's own parser takes overrides on one side of its options only
     rest = options + overrides
     # Hydra ignores a launcher without -m; a sweep of one is what was meant
-    launched = not (known.multirun or known.cfg) and any(word.startswith("hydra/launcher=") for word in overrides)
+    sweeps = any(word.lstrip("+").startswith(("hydra/launcher=", "sweep.")) for word in overrides)
+    launched = not (known.multirun or known.cfg) and sweeps
     return Typed(
         overrides=overrides,
         config_dir=known.config_dir,

@@ -17,7 +17,11 @@ from hydratune.run.signals import SAVED, handled
 from hydratune.run.table import columns
 from hydratune.sweep import processes
 from hydratune.sweep.jobs import Job, Plan
+from hydratune.sweep.reuse import take_over
 from hydratune.sweep.runner import Runner
+
+
+FAILED = 3  # exit status of a sweep with failed jobs
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ def launch(plan: Plan, here: Here) -> list[JobReturn]:
         say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
         return [_returned(job, JobStatus.COMPLETED, None) for job in plan.jobs]
     plan = plan.register()
+    for job in plan.jobs if plan.reuse else []:
+        if found := take_over(job, plan.folder):
+            say(f"{job.label}: taken over from {found}")
     runner = Runner(plan, fork, slots, gpus, here.max_failures, here.timeout_min)
     with handled(runner.take):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no sweep

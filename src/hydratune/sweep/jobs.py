@@ -103,7 +103,7 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
     return Plan(folder, jobs, info, reuse=bool(master.sweep.reuse))
 
 
-def reopened(folder: SweepDir, numbers: Sequence[int]) -> Plan:
+def reopened(folder: SweepDir, numbers: Sequence[int], trust: bool) -> Plan:
     """The jobs of a sweep that is there, by their numbers (none: all), with the settings that it was started with."""
     info, jobs = folder.info, []
     for entry in folder.entries():
@@ -111,14 +111,10 @@ def reopened(folder: SweepDir, numbers: Sequence[int]) -> Plan:
             config = read_saved(folder.run_of(entry.number))
             config.run_dir = str(folder.run_of(entry.number))
             jobs.append(Job(entry.number, entry.hash, entry.overrides, entry.words, config))
-    missing = set(numbers) - {job.number for job in jobs}
-    if missing or not jobs:
-        has = (
-            f"its jobs are 0 to {max(entry.number for entry in folder.entries())}" if jobs or missing else "it has none"
-        )
-        raise ConfigError(f"{folder.root} has no job {min(missing, default=0)}: {has}.")
+    if not jobs:
+        raise ConfigError(f"{folder.root} has no jobs: type the command that was to start them.")
     _refuse_mistakes(jobs)
-    return Plan(folder, jobs, info, trusted=False)
+    return Plan(folder, jobs, info, trusted=trust)
 
 
 def _key(word: str) -> str:

@@ -1,0 +1,150 @@
+"""How a sweep is, what its jobs print, and the end of it, from its files alone."""
+
+import os
+import platform
+import signal
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from hydratune.config.schema import ConfigError
+from hydratune.run.console import say
+from hydratune.run.job import CANCELLED, STATES, Record, read_record, state_of
+from hydratune.run.layout import RunDir, write_atomically
+from hydratune.sweep.folder import Entry, SweepDir
+from hydratune.sweep.ranking import least_is_best
+
+SHOWN = 20  # jobs that are told of, of each state
+
+
+def show_status(folder: SweepDir, everything: bool) -> None:
+    """Print states, progress, the best so far, and the time left; each job where `everything` is asked for."""
+    info, counts, best = folder.info, Counter[str](), None
+    seconds, done, running = 0.0, 0, 0.0
+    lines: dict[str, list[str]] = {}
+    for entry, record, state in folder.states():
+        counts[state] += 1
+        if record and state == "done":
+            seconds, done = seconds + record.seconds, done + 1
+            if record.value is not None and (best is None or _is_better(record, best[1], info["direction"])):
+                best = entry, record
+        if record and state == "running":
+            running += time.time() - record.started + record.seconds
+        if everything or (state in ("running", "failed", "interrupted", "stopped") and counts[state] <= SHOWN):
+            lines.setdefault(state, []).append(_line(entry, record, state, folder.run_of(entry.number)))
+    total = sum(counts.values())
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    say(f"{folder.root}: {total} job{'s' * (total != 1)}, {told}")
+    for state in STATES:
+        for line in lines.get(state, []):
+            say(line)
+        if not everything and state in lines and counts[state] > SHOWN:
+            say(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
+    if best:
+        say(f"best so far: {_named(best[0])}: {_value(best[1])}   (what it can be told from: sweep report)")
+    left = counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
+    if left and done and counts["running"]:
+        mean = seconds / done
+        rest = max(0.0, mean * left - running) / counts["running"]
+        say(f"about {timedelta(seconds=round(rest))} left, {mean:.0f} s a job and {counts['running']} at a time")
+    elif left and not counts["running"]:
+        say(f"none is running: hydratune sweep resume {folder.root} goes on")
+    if folder.is_cancelled():
+        say(f"cancelled: hydratune sweep resume {folder.root} goes on")
+
+
+def _is_better(one: Record, other: Record, direction: str) -> bool:
+    if one.objective != other.objective:
+        return False
+    assert one.value is not None and other.value is not None
+    least = least_is_best(one.objective or "", direction)
+    return least is not None and (one.value < other.value if least else one.value > other.value)
+
+
+def _named(entry: Entry) -> str:
+    return f"job {entry.number} ({' '.join(entry.overrides)})" if entry.overrides else f"job {entry.number}"
+
+
+def _value(record: Record) -> str:
+    if record.value is None:
+        return "no objective"
+    return f"{record.objective} {record.value:.4g}" + ("" if record.stderr is None else f" ± {record.stderr:.2g}")
+
+
+def _line(entry: Entry, record: Record | None, state: str, root: Path) -> str:
+    words = [f"  {_named(entry)} {state}"]
+    if record and state == "running":
+        words.append(f"on {record.host} for {timedelta(seconds=round(time.time() - record.started))}")
+        words += [f"attempt {record.attempt}"] if record.attempt > 1 else []
+        words += _last_lines(RunDir(root).screen, 1)
+    elif record and state == "done":
+        words.append(f"in {record.seconds:.0f} s: {_value(record)}")
+    elif record and state == "failed":
+        words.append(f"(attempt {record.attempt}): {record.cause}")
+    elif record and state == "interrupted":
+        words.append(f"on {record.host}: killed without a word")
+    return ", ".join(words).replace(f"{state}, (", f"{state} (") if state == "failed" else ", ".join(words)
+
+
+def show_logs(folder: SweepDir, numbers: list[int], lines: int) -> None:
+    """Print the last `lines` lines of what each job has printed; without numbers, of those at work or failed."""
+    shown = 0
+    for entry, _, state in folder.states():
+        screen = RunDir(folder.run_of(entry.number)).screen
+        if entry.number in numbers or (not numbers and state in ("running", "failed", "interrupted")):
+            shown += 1
+            say(f"{_named(entry)} {state}, {screen}:")
+            say("\n".join(f"  {line}" for line in _last_lines(screen, lines)) or "  it has printed nothing yet")
+    if not shown:
+        say("no job is at work or failed: name one by its number, hydratune sweep logs DIR 0")
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip() if count == 1 else line for line in deque(filter(str.strip, text.splitlines()), count)]
+
+
+def cancel(folder: SweepDir, numbers: list[int]) -> None:
+    """Mark the jobs, or the sweep: what is at work saves its state and ends, and nothing goes on until resume."""
+    states = {entry.number: state for entry, _, state in folder.states()}
+    if all(states[number] in ("done", "failed") for number in numbers or states):
+        raise ConfigError(
+            f"{folder.root} has no job that runs or waits{' among those' if numbers else ''}: nothing to cancel."
+        )
+    try:
+        for root in [folder.run_of(number) for number in numbers] or [folder.root]:
+            write_atomically(root / CANCELLED, "")
+    except OSError as error:
+        raise ConfigError(f"{folder.root} can't be written: {error.strerror}.") from None
+    counts: Counter[str] = Counter()
+    for entry in folder.entries():
+        if numbers and entry.number not in numbers:
+            continue
+        root = folder.run_of(entry.number)
+        record = read_record(root)
+        state = state_of(root, record)
+        counts[state] += 1
+        # the sweep's process sees the mark within a second; a job that has none left is asked from here, where it is here
+        if record and state == "running" and record.host == platform.node():
+            _ask(record.pid)
+    ending = f"{counts['running']} at work save their state and end" if counts["running"] else "none was at work"
+    say(f"cancelled: {ending}, {counts[CANCELLED]} do not begin; hydratune sweep resume {folder.root} goes on")
+
+
+def _ask(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def allow(folder: SweepDir, numbers: list[int]) -> None:
+    """Take back what was cancelled: of these jobs, or of all."""
+    (folder.root / CANCELLED).unlink(missing_ok=True)
+    for number in numbers or [entry.number for entry in folder.entries()]:
+        (folder.run_of(number) / CANCELLED).unlink(missing_ok=True)
