@@ -10,6 +10,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,11 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hydra._internal.callbacks import Callbacks
+from hydra.types import HydraContext, RunMode
+from hydra_plugins.hydratune_sweeps import GridSweeper
 from lm_eval import evaluator
+from omegaconf import DictConfig
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -48,10 +53,14 @@ from hydratune.config.load import FREE, cache_dir, config_hash
 from hydratune.config.rules import broken_rules
 from hydratune.config.saved import open_run, put, start_from
 from hydratune.config.schema import Config, ConfigError, RunError
+from hydratune.config.settings import config_loader
 from hydratune.config.typed import Typed
 from hydratune.config.values import schema_keys, value_problem, value_problems
 from hydratune.run.layout import RunDir, write_json
+from hydratune.run.objective import objective_of
 from hydratune.stages import evaluate, generate, merge, prepare, train
+from hydratune.sweep.jobs import Plan, planned
+from hydratune.sweep.ranking import least_is_best
 
 CODE = """
 from transformers import TrainerCallback
@@ -315,6 +324,43 @@ def environment_of(name: str) -> Probe:
     return probe
 
 
+def looked_at(config: Config, bench: Bench) -> str | None:
+    found = objective_of(config, {"train/loss": 2.0, "train/seconds": 3.0})
+    return found.name if found else None
+
+
+def swept(config: Config, *words: str) -> DictConfig:
+    """The configuration of a sweep with these words, as Hydra hands it to the sweeper."""
+    typed = [
+        f"sweep.zip=[{','.join(config.sweep.zip)}]", f"sweep.seeds={config.sweep.seeds or 'null'}",
+        f"sweep.reuse={config.sweep.reuse}", f"sweep.direction={config.sweep.direction}", "model=local",
+        f"model.name_or_path={config.model.name_or_path}", "quantization=none", f"data.path={config.data.path}", *words,
+    ]  # fmt: skip
+    return config_loader(None).load_configuration("config", typed, RunMode.MULTIRUN)
+
+
+def jobs_of_a_grid(config: Config, bench: Bench) -> list[list[str]]:
+    """What the sweeper asks the launcher to start."""
+    sweeper, asked = GridSweeper(), []
+    sweeper.config = swept(config)
+    sweeper.hydra_context = HydraContext(config_loader=config_loader(None), callbacks=Callbacks())
+    sweeper.launcher = SimpleNamespace(launch=lambda jobs, first: asked.extend(jobs) or [])
+    sweeper.sweep(["lora.r=4,8", "lora.lora_alpha=16,32"])
+    return asked
+
+
+def planned_sweep(config: Config, *words: str) -> Plan:
+    return planned(config_loader(None), swept(config, *words), [[*words]])
+
+
+def taken_over(config: Config, bench: Bench) -> bool:
+    return planned_sweep(config).reuse
+
+
+def best_of_a_sweep(config: Config, bench: Bench) -> bool | None:
+    return least_is_best("merged/mine/score", planned_sweep(config).info["direction"])
+
+
 PREPARE = {"run_dir": "NEW/run", "cache_dir": "NEW/cache", "stages": ["prepare"]}
 HELD_OUT = {"data.validation_share": 0.5}
 NF4, INT8 = {"quantization.kind": "nf4"}, {"quantization.kind": "int8"}
@@ -332,6 +378,11 @@ EFFECTS = {
     "run_dir": Effect("NEW/one", "NEW/two", written("config.yaml"), {**PREPARE}),
     "cache_dir": Effect("NEW/one", "NEW/two", root_of_tokens, {**PREPARE}),
     "trust": Effect(False, True, code_of_a_saved_run),
+    "objective": Effect("train/loss", "train/seconds", looked_at),
+    "sweep.zip": Effect([], ["lora.r", "lora.lora_alpha"], jobs_of_a_grid),
+    "sweep.seeds": Effect(None, 2, jobs_of_a_grid),
+    "sweep.reuse": Effect(False, True, taken_over),
+    "sweep.direction": Effect("maximize", "minimize", best_of_a_sweep),
     "stages": Effect([], ["prepare"], written("receipts/*.json"), {**PREPARE}),
     "model.name_or_path": Effect("some/model", "some/other", lambda config, bench: locate(config.model, bench.new)),
     "model.revision": Effect(None, "main", of_loading("revision", both=True), HUB),

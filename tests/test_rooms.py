@@ -19,6 +19,7 @@ NEVER = {  # room -> what its modules never import, at any depth
     "build": {"hydra", "hydratune.run", "hydratune.stages"},
     "stages": {"hydra", "hydratune.stages"},
     "preflight.py": {"hydra", "hydratune.stages"},
+    "sweep": HEAVY | {"hydratune.stages"},
     "pipeline.py": HEAVY | {"hydra", "omegaconf"},
 }
 
@@ -53,6 +54,7 @@ def test_room_imports(room: str) -> None:
         (["+lora.rnak=3"], 2),
         (["trainer.max_steps=many"], 2),
         (["lora=none"], 2),
+        (["sweep", "status", "gone"], 2),
     ],
 )
 def test_light_commands_import_no_torch(arguments: list[str], status: int, tmp_path: Path) -> None:

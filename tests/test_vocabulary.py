@@ -11,7 +11,8 @@ from hydratune.config.schema import STAGES, Config
 
 SRC = Path(hydratune.__file__).parent
 GROUPS = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
-STAGE_SETTINGS = {"merge", "generate"}  # settings of a stage: values without alternatives, so no conf folder
+# values without alternatives, so no conf folder: settings of a stage, and those of sweeps, whose folder has named grids
+STAGE_SETTINGS = {"merge", "generate", "sweep"}
 
 
 def test_every_conf_folder_is_a_group_with_a_build_file() -> None:

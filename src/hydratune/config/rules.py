@@ -8,7 +8,7 @@ from typing import Any
 
 from hydratune.config.benchmark_rules import broken_benchmark_rules
 from hydratune.config.data_rules import broken_data_rules
-from hydratune.config.schema import STAGES, Broken, Config, SweepConf
+from hydratune.config.schema import STAGES, Broken, Config
 from hydratune.config.trainer_rules import broken_trainer_rules
 from hydratune.config.values import suggestion
 
@@ -29,7 +29,7 @@ def broken_rules(config: Config) -> list[Broken]:
     return [
         *_stages(config),
         *_without_effect(config),
-        *_sweep(config),
+        *_objective(config),
         *_model(config),
         *broken_data_rules(config),
         *_adapter(config),
@@ -63,14 +63,7 @@ def _stages(config: Config) -> Iterator[Broken]:
         )
 
 
-def _sweep(config: Config) -> Iterator[Broken]:
-    """Of a run alone: a sweep has read its own keys, and its jobs have none."""
-    for f in fields(config.sweep):
-        if getattr(config.sweep, f.name) != getattr(SweepConf(), f.name):
-            yield Broken(
-                (f"sweep.{f.name}",),
-                f"sweep.{f.name} has no effect without a sweep: type hydratune -m, or leave it out",
-            )
+def _objective(config: Config) -> Iterator[Broken]:
     name = config.objective
     if name is None:
         return

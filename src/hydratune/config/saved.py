@@ -1,6 +1,6 @@
 """A run that is opened again, and a run that another one starts from: a saved configuration as the base."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydratune.config.diagnose import checked, setting_problem
 from hydratune.config.load import FREE, config_hash, to_config
 from hydratune.config.plain_yaml import parsed
-from hydratune.config.schema import STAGES, Config, ConfigError
+from hydratune.config.schema import STAGES, Config, ConfigError, SweepConf
 from hydratune.config.secrets import REDACTED
 from hydratune.config.settings import Sources
 from hydratune.config.typed import Typed
@@ -40,6 +40,9 @@ def settled(composed: DictConfig, typed: Typed) -> Config:
         config = start_from(Path(typed.from_run), config, typed)
     config = open_run(config, typed)
     root = Path(typed.from_run or str(config.run_dir))
+    swept = [f.name for f in fields(SweepConf) if getattr(config.sweep, f.name) != getattr(SweepConf(), f.name)]
+    if swept:  # a sweep reads it, and its jobs have none
+        raise ConfigError(f"sweep.{swept[0]} has no effect on a single run: type hydratune -m, or leave it out.")
     return checked(config, typed, saved=root / "config.yaml" if config is not plain else None)
 
 
