@@ -44,7 +44,7 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 		{ echo "test-gpu needs a CUDA device, and torch sees none here." >&2; exit 2; }
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
-bench: $(STAMP) ## Measure start-up, training, merging and evaluating beside plain scripts (minutes; BENCH=startup for one part)
+bench: $(STAMP) ## Measure start-up, training, merging, evaluating and sweeps beside plain scripts (minutes; BENCH=startup for one part)
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 lint: $(STAMP) ## Check style and formatting

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [startup|data|train|merge|evaluate]...` prints a Markdown table of ratios; nothing is asserted."""
+"""`python -m tests.benchmarks [startup|data|train|merge|evaluate|sweep]...` prints a Markdown table of ratios; nothing is asserted."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
 from tests.benchmarks.measure import HEADER
 
-PARTS = ("startup", "data", "train", "merge", "evaluate")
+PARTS = ("startup", "data", "train", "merge", "evaluate", "sweep")
 LIBRARIES = ("hydra-core", "torch", "transformers", "peft", "trl", "bitsandbytes")
 
 

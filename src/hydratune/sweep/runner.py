@@ -31,7 +31,7 @@ class _Running:
     job: Job
     process: processes.Process
     attempts: int  # that the job has had before
-    gpu: IO[str] | None  # whose lock is held as long as the job runs
+    gpu: tuple[str, IO[str]] | None  # its name, and a file whose lock is held as long as the job runs
     began: float = field(default_factory=time.monotonic)
     shown: int = 0  # bytes of its screen
     asked: float | None = None  # when it was asked to stop, monotonic
@@ -114,24 +114,24 @@ class Runner:
             self.left.appendleft(job)
             return
         say(f"\n{job.label}")
-        visible = {"CUDA_VISIBLE_DEVICES": Path(gpu.name).suffix[1:]} if gpu else {}
+        visible = {"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {}
         screen = RunDir(job.root).screen
         shown = screen.stat().st_size if screen.exists() else 0
-        others = [one.gpu.fileno() for one in self.running.values() if one.gpu]
+        others = [one.gpu[1].fileno() for one in self.running.values() if one.gpu]
         process = processes.start(
-            _words(job, self.plan.trusted), visible, screen, self.fork, [gpu.fileno()] if gpu else [], others
+            _words(job, self.plan.trusted), visible, screen, self.fork, [gpu[1].fileno()] if gpu else [], others
         )
         self.running[job.number] = _Running(job, process, record.attempt if record else 0, gpu, shown=shown)
         if self.signals:  # one that came while there was no process to take it
             self.running[job.number].ask(self.signals[-1])
 
-    def _free_gpu(self) -> IO[str] | None:
+    def _free_gpu(self) -> tuple[str, IO[str]] | None:
         """A GPU that no job of this sweep uses, whichever process has started it: its lock is held by the job, too."""
         for name in self.gpus:
-            file = (self.plan.folder.root / f".{platform.node()}.{name}").open("a")
+            file = (self.plan.folder.root / f".gpu-{platform.node()}-{name.replace('/', '_')}").open("a")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
+                return name, file
             except BlockingIOError:
                 file.close()
         return None
@@ -165,7 +165,7 @@ class Runner:
         if self.slots == 1:
             self._mirror(one)
         if one.gpu:
-            one.gpu.close()
+            one.gpu[1].close()
         record = _settled(one, status)
         if record is None:  # another process was quicker
             self.left.append(one.job)
