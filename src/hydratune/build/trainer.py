@@ -60,7 +60,8 @@ class Trainer(LoraPlus, CheckpointedTrainer):
     validation_rows = ""  # a digest of them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.validated: dict[float, Units] = {}  # validation loss -> what it is the mean of: the last one's and the lowest's
+        # validation loss -> what it is the mean of: the last one's and the lowest's
+        self.validated: dict[float, Units] = {}
         try:
             super().__init__(*args, **kwargs)
         except (ImportError, ValueError, AttributeError) as error:
@@ -164,8 +165,7 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         # of each row or batch: the sum of the losses, tokens
         found = torch.zeros(math.ceil(len(rows) / size), 2, dtype=torch.float64, device=self.args.device)
         for indices, counts in self._shares(len(rows)):
-            features = [rows[index] for index in indices]
-            batch = self.data_collator(features)
+            batch = self.data_collator(features := [rows[index] for index in indices])
             tokens, inputs = supervised(features, batch["labels"]), self._prepare_inputs(batch)
             with self.compute_loss_context_manager(), self.batches.attention(model):
                 if self.proven:
@@ -176,23 +176,17 @@ class Trainer(LoraPlus, CheckpointedTrainer):
             if counts:
                 first = indices.start // size
                 found[first : first + len(losses)] = torch.stack([torch.stack(losses), found.new_tensor(tokens)], dim=1)
-        found = self.accelerator.reduce(found).cpu()
-        total, count = found.sum(dim=0).tolist()
-        metrics = {f"{metric_key_prefix}_loss": total / count}
-        if eval_dataset is None:
-            self._keep(total / count, found.numpy())
+        sums, counted = self.accelerator.reduce(found).cpu().numpy().T
+        loss = float(sums.sum() / counted.sum())
+        if eval_dataset is None:  # of the weights that are saved it is the last one or the lowest
+            unit = "row" if self.proven else "batch"
+            self.validated[loss] = Units(sums, counted, "mean", False, f"{self.validation_rows} {size}", unit)
+            self.validated = {one: self.validated[one] for one in (min(self.validated), loss)}
+        metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(training)
         return metrics
-
-    def _keep(self, loss: float, found: Any) -> None:
-        """What the validation loss is the mean of; the weights that are saved have the last one, or the lowest."""
-        unit = "row" if self.proven else "batch"
-        asked = f"{self.validation_rows} {'' if self.proven else self.args.per_device_eval_batch_size}".strip()
-        lowest = min([loss, *self.validated])
-        self.validated[loss] = Units(found[:, 0], found[:, 1], "mean", False, asked, unit)
-        self.validated = {one: self.validated[one] for one in (lowest, loss)}
 
     def _shares(self, count: int) -> Iterator[tuple[range, bool]]:
         """The rows of each of this process's batches, and whether they count.

@@ -42,11 +42,6 @@ class Units:
         """The metric."""
         return float(AGGREGATED[self.aggregation][0](self._mean))
 
-    @property
-    def rises(self) -> float:
-        """1 where the metric rises with the values, -1 where it falls."""
-        return float(np.sign(AGGREGATED[self.aggregation][1](self._mean)))
-
     def shares(self) -> Array:
         """Values whose plain mean is the mean that the metric is a function of."""
         return self.values * (len(self.values) / self._size)
@@ -81,9 +76,7 @@ def packed(units: Mapping[str, Units | str]) -> bytes:
         arrays[f"{name} values"] = one.values.astype(np.float64)
         if one.weights is not None:
             arrays[f"{name} weights"] = one.weights.astype(np.float64)
-        about[name] = {
-            key: getattr(one, key) for key in ("aggregation", "higher_is_better", "asked", "unit")
-        }
+        about[name] = {key: getattr(one, key) for key in ("aggregation", "higher_is_better", "asked", "unit")}
     buffer = io.BytesIO()
     said: Any = {ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays}
     np.savez_compressed(buffer, **said)
