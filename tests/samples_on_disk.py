@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hydratune.run import receipt
+from hydratune.run.layout import RunDir, write_json
+
 
 def digest(*what: Any) -> str:
     return sha256(repr(what).encode()).hexdigest()
@@ -28,7 +31,10 @@ def write_model(
     run: Path, model: str, tasks: dict[str, dict[str, Any]], groups: dict[str, Any] | None = None, seed: int | None = None,
     date: str = "2026-01-02T03-04-05.678901", **settings: Any,
 ) -> None:  # fmt: skip
-    """`run`/benchmark/`model`.json and the files beside it; `seed`: those of another sampling instead."""
+    """`run`/benchmark/`model`.json and the files beside it; `seed`: those of another sampling instead.
+
+    The receipts say that nothing was made again since.
+    """
     results: dict[str, Any] = {
         "results": {}, "group_subtasks": {}, "configs": {}, "versions": {}, "n-shot": {}, "higher_is_better": {},
         "n-samples": {}, "config": {"limit": None, "gen_kwargs": None, "fewshot_seed": 42} | settings.pop("config", {}),
@@ -74,3 +80,14 @@ def write_model(
     (folder / f"results_{date}.json").write_text(text)
     if seed is None:
         (run / "benchmark" / f"{model}.json").write_text(text)
+    write_receipts(run)
+
+
+def write_receipts(run: Path, models: tuple[str, ...] = ("base", "adapter", "merged"), **facts: Any) -> None:
+    """Those of an evaluation that has ended, and of the stages that it rests on."""
+    made = ("train", "merge")
+    for stage in made:
+        write_json(RunDir(run).receipt(stage), {"stage": stage, "status": "done"})
+    inputs = {stage: receipt.digest(RunDir(run), stage) for stage in made}
+    evaluated = {"status": "done", "key": [{"models": models}, []], "inputs": inputs}
+    write_json(RunDir(run).receipt("evaluate"), evaluated | facts)

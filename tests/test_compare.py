@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.samples_on_disk import task, write_model
+from tests.samples_on_disk import task, write_model, write_receipts
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 BASE = [1.0, 0.0] * 20
@@ -126,6 +126,11 @@ def mistakes() -> list[Any]:
                      "file.", id="task"),
         pytest.param({"output_type": "generate_until"}, {"output_type": "generate_until"},
                      {"config": {"gen_kwargs": {"temperature": 0.5}}}, "benchmark.gen_kwargs=null.", id="gen_kwargs"),
+        pytest.param({}, {"prompts": "of another day"}, {},
+                     "a:merged and b:merged got other prompts under the same settings (code of the task has changed, or the "
+                     "chat template writes the date): remove a/receipts/evaluate.json and b/receipts/evaluate.json, and type "
+                     "hydratune run_dir=a stages=[evaluate] and hydratune run_dir=b stages=[evaluate] on one day.",
+                     id="prompts"),
     ]  # fmt: skip
 
 
@@ -147,6 +152,52 @@ def test_what_decides_no_question_may_differ(compared: Callable[..., list[str]],
         one = task(BASE, shots=3, config=config)
         write_model(tmp_path / run, "merged", {"nouns": one}, config={"fewshot_seed": seed, "limit": limit})
     assert compared("a", "b")[2].endswith("not distinguishable")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"chat_template": "{{ messages | tojson }}"}, {"tokenizer_eos_token": ["<|im_end|>", "2"]}],
+    ids=["template", "its tokens"],
+)
+def test_models_with_chat_templates_of_their_own_are_compared_and_that_is_said(
+    other: dict[str, Any], compared: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "a", "merged", {"nouns": task(BASE)}, tokenizer_eos_token=["</s>", "2"])
+    settings = {"tokenizer_eos_token": ["</s>", "2"]} | other
+    write_model(tmp_path / "b", "merged", {"nouns": task(BETTER, prompts="of b")}, **settings)
+    lines = compared("a", "b")
+    assert lines[2].endswith("better")
+    assert lines[-1] == "chat templates: each model was asked through its own, and a's is not that of b"
+    # the same texts are the same prompts, whatever made them
+    write_model(tmp_path / "b", "merged", {"nouns": task(BETTER)}, **settings)
+    assert not any(line.startswith("chat templates") for line in compared("a", "b"))
+
+
+def test_a_model_that_was_made_again_is_refused(
+    refused: Callable[..., str], compared: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    for run in ("a", "b"):
+        for model, scores in (("base", BASE), ("adapter", BASE), ("merged", BETTER)):
+            write_model(tmp_path / run, model, {"nouns": task(scores)})
+    made, again = tmp_path / "b/receipts", "type hydratune run_dir=b stages=[evaluate]"
+    (made / "merge.json").write_text('{"stage": "merge", "status": "done", "seconds": 2}')
+    assert refused("compare", "a", "b") == (
+        f"hydratune: Stage merge of b was done again after merged was evaluated: {again}.\n"
+    )
+    compared("a:adapter", "b:adapter", "b:base")
+    (made / "train.json").unlink()
+    assert refused("compare", "b:adapter", "a").startswith("hydratune: Stage train of b was done again")
+    assert compared("a:base", "b:base")[2].endswith("not distinguishable")
+    write_receipts(tmp_path / "b", models=("base", "adapter"))
+    assert refused("compare", "a", "b") == (
+        "hydratune: The last evaluation of b left merged out, so its older results may be of another one: "
+        f"{again} 'benchmark.models=[base,adapter,merged]'.\n"
+    )
+    unfinished = f"hydratune: The last evaluation of b did not end: {again}.\n"
+    write_receipts(tmp_path / "b", status="skipped: benchmark=none")
+    assert refused("compare", "a", "b") == unfinished
+    (made / "evaluate.json").unlink()
+    assert refused("compare", "a", "b:base") == unfinished
 
 
 def test_refusals_say_what_to_type(refused: Callable[..., str], tmp_path: Path) -> None:

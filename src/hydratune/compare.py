@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from hydratune.build.comparison import compare, refuse_other_questions
-from hydratune.build.scores import MODELS, read_scores
+from hydratune.build.scores import MODELS, Scores, read_scores
 from hydratune.config.schema import Config, ConfigError
+from hydratune.run import receipt
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir
 from hydratune.run.table import comparison_table
@@ -28,6 +29,8 @@ def show(words: list[str]) -> None:
         named = [(run, others[0]), (run, model)]
     if len({(run.resolve(), model) for run, model in named}) < len(named):
         raise ConfigError("A model is named twice: name each run once, or as RUN:base, RUN:adapter, RUN:merged.")
+    for run, model in named:
+        _refuse_outdated(run, model)
     asked = {f"{run}:{model}": read_scores(RunDir(run).benchmark, model) for run, model in named}
     reference = next(iter(asked))
     refuse_other_questions(asked, reference)
@@ -44,6 +47,10 @@ def show(words: list[str]) -> None:
     say(comparison_table(compare(kept, names[reference], Config().benchmark.seed)))
     meant = [f"{names[name]} is {model} of {run}" for name, (run, model) in zip(asked, named, strict=True)]
     say(f"models: {'; '.join(meant)}")
+    others = [names[name] for name, scores in asked.items() if _has_own_template(asked[reference], scores)]
+    if others:
+        mine = f"{names[reference]}'s is not that of {', '.join(others)}"
+        say(f"chat templates: each model was asked through its own, and {mine}")
     left_out = [task for task in dict.fromkeys(task for found in tasks for task in found) if task not in common]
     if left_out:
         say(f"left out, as not all have them: {', '.join(left_out)}")
@@ -70,6 +77,31 @@ def _named(word: str) -> tuple[Path, str]:
             f"stages=[evaluate] {ALL}."
         )
     return run, model or found[-1]
+
+
+def _refuse_outdated(run: Path, model: str) -> None:
+    """Raises ConfigError where the results may be of another model than the one that is in the run now."""
+    again = f"type hydratune run_dir={run} stages=[evaluate]"
+    done = receipt.read(RunDir(run), "evaluate")
+    if done is None or done.get("status") != "done":
+        raise ConfigError(f"The last evaluation of {run} did not end: {again}.")
+    if model == "base":
+        return  # which no stage changes
+    if model not in done["key"][0]["models"]:
+        raise ConfigError(
+            f"The last evaluation of {run} left {model} out, so its older results may be of another one: {again} {ALL}."
+        )
+    inputs = done["inputs"]
+    maker = "merge" if model == "merged" and "merge" in inputs else "train"
+    if inputs.get(maker, "") != receipt.digest(RunDir(run), maker):
+        raise ConfigError(f"Stage {maker} of {run} was done again after {model} was evaluated: {again}.")
+
+
+def _has_own_template(base: list[Scores], scores: list[Scores]) -> bool:
+    """Whether a task that both have came to them as other texts, each through its own chat template."""
+    asked = {one.task: one for one in base}
+    pairs = [(asked[one.task], one) for one in scores if one.task in asked]
+    return any(mine.prompts != other.prompts and mine.template != other.template for mine, other in pairs)
 
 
 def _evaluated(run: Path) -> list[str]:

@@ -139,6 +139,17 @@ def test_a_group_of_other_tasks_is_not_compared(tmp_path: Path) -> None:
     assert found["c", "merged"]["reason"] == "the reference has no such score"
 
 
+def test_other_prompts_under_the_same_settings_are_not_compared(tmp_path: Path) -> None:
+    """As of a chat template that writes the date, where midnight came between two models."""
+    for model, day in (("base", "today"), ("merged", "tomorrow")):
+        group = {"value": {"acc,none": 0.5}, "subtasks": ["a", "b"]}
+        write_model(tmp_path, model, {"a": task(BASE, prompts=day), "b": task(BASE)}, {"whole": group})
+    found = {row["task"]: row for row in rows(tmp_path, "base", "merged") if row["model"] == "merged"}
+    for name in ("whole", "a"):
+        assert found[name]["reason"] == "its prompts differ under the same settings" and "p" not in found[name]
+    assert "p" in found["b"]
+
+
 def test_several_samplings_are_averaged_and_their_agreement_is_told(tmp_path: Path) -> None:
     samplings = {
         "base": [[1.0, 0.0, 0.0, 0.0] * 5, [0.0, 1.0, 0.0, 0.0] * 5],

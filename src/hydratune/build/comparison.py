@@ -10,12 +10,8 @@ from hydratune.config.schema import ConfigError
 
 
 def compare(models: dict[str, list[Scores]], reference: str, seed: int) -> list[dict[str, Any]]:
-    """A row for each task, metric and model; a model's difference is from `reference`.
-
-    Raises ConfigError where two models were asked other documents, or were asked otherwise.
-    """
+    """A row for each task, metric and model; a model's difference is from `reference`."""
     found = {model: {(one.task, one.metric): one for one in scores} for model, scores in models.items()}
-    refuse_other_questions(models, reference)
     rows = []
     for key in dict.fromkeys(key for scores in (found[reference], *found.values()) for key in scores):
         base = found[reference].get(key)
@@ -51,6 +47,8 @@ def _against(base: Scores | None, scores: Scores, seed: int) -> dict[str, Any]:
         return {"reason": base.reason or scores.reason}
     if base.documents != scores.documents:  # of a task that was refused
         return {"reason": "the group has other tasks"}
+    if other_prompts(base, scores):
+        return {"reason": "its prompts differ under the same settings"}
     if base.scored != scores.scored:
         return {"reason": f"it is there for other documents ({len(base.scored)} and {len(scores.scored)} of them)"}
     same = (base.weights is None) == (scores.weights is None) and base.aggregation == scores.aggregation
@@ -58,6 +56,11 @@ def _against(base: Scores | None, scores: Scores, seed: int) -> dict[str, Any]:
         return {"reason": "its documents have other lengths"}
     found = vars(paired(base.values, scores.values, base.weights, base.aggregation, seed))
     return {**found, "higher_is_better": scores.higher_is_better}
+
+
+def other_prompts(base: Scores, other: Scores) -> bool:
+    """Whether the same conversations came as other texts, and not because each model has a chat template of its own."""
+    return base.prompts != other.prompts and base.template == other.template
 
 
 def refuse_other_questions(models: dict[str, list[Scores]], reference: str) -> None:
@@ -87,6 +90,7 @@ def _difference(base: Scores, other: Scores) -> tuple[str, str, str] | None:
     else:  # a limit shows in the documents, and the seed of few-shot examples in the prompts
         shown = {"limit", "seed"} if base.prompts == other.prompts else {"limit"}
         values = [one for one in values if one[1] != one[2] and one[0] not in shown]
+        values += [("prompts", None, None)] if other_prompts(base, other) else []
     return (values[0][0], _typed(values[0][1]), _typed(values[0][2])) if values else None
 
 
@@ -95,6 +99,14 @@ def _sentence(reference: str, model: str, key: str, mine: str, other: str) -> st
     run = model.rpartition(":")[0] or model
     if key == "documents":
         return f"{reference} has other documents ({mine}) than {model} ({other}): evaluate both on the same data."
+    if key == "prompts":
+        runs = dict.fromkeys(name.rpartition(":")[0] for name in (reference, model))
+        receipts = " and ".join(f"{one}/receipts/evaluate.json" for one in runs)
+        typed = " and ".join(f"hydratune run_dir={one} stages=[evaluate]" for one in runs)
+        return (
+            f"{reference} and {model} got other prompts under the same settings (code of the task has changed, or the "
+            f"chat template writes the date): remove {receipts}, and type {typed} on one day."
+        )
     if key == "version":
         return (
             f"{reference} had version {mine} of the task, {model} version {other}: evaluate both with the same lm-eval."

@@ -44,6 +44,7 @@ class Scores:
     reason: str = ""
     answers: list[list[str]] = field(default_factory=list)  # of each sampling, where there are several
     prompts: str = ""  # the digests of the prompts
+    template: str = ""  # chat template and the tokens that it writes; "" without
     settings: dict[str, Any] = field(default_factory=dict)  # which a comparison wants equal
 
     @cached_property
@@ -78,7 +79,7 @@ def _of_task(task: str, results: dict[str, Any], folder: Path, model: str) -> It
                 f"The samples of task {task} in {folder / model} are not of the {counted} documents that "
                 f"{model}.json counts: type {again}."
             )
-    settings = {"repeats": len(samplings)} | _settings(task, results)
+    settings, template = {"repeats": len(samplings)} | _settings(task, results), _template(results)
     for filtered, first in samplings[0].items():
         rows = [sampling.get(filtered, []) for sampling in samplings]
         answers = [[json.dumps(one["filtered_resps"]) for one in row] for row in rows] if len(rows) > 1 else []
@@ -97,6 +98,7 @@ def _of_task(task: str, results: dict[str, Any], folder: Path, model: str) -> It
                     documents=documents,
                     answers=answers,
                     prompts=prompts,
+                    template=template,
                     settings=settings,
                     **_scored(values, reported, _declared(results["configs"][task], metric)),
                 )
@@ -163,6 +165,7 @@ def _of_groups(results: dict[str, Any], tasks: list[Scores]) -> Iterator[Scores]
                 "higher_is_better": results["higher_is_better"].get(group, {}).get(metric),
                 "documents": tuple(f"{one.task} {document}" for one in parts for document in one.documents),
                 "scored": tuple(int(at) + place for at, one in zip(offsets[:-1], parts, strict=True) for place in one.scored),
+                "prompts": " ".join(one.prompts for one in parts), "template": _template(results),
             }  # fmt: skip
             means = parts and all(one.aggregation == "mean" for one in parts)
             pooled = None
@@ -199,6 +202,13 @@ def _settings(task: str, results: dict[str, Any]) -> dict[str, Any]:
         "version": results.get("versions", {}).get(task),
         "task": ADDRESS.sub("", decisive),
     }
+
+
+def _template(results: dict[str, Any]) -> str:
+    """What makes a prompt of a conversation: the template's text, and the special tokens that it may write."""
+    text = results.get("chat_template")
+    names = ("tokenizer_bos_token", "tokenizer_eos_token", "tokenizer_pad_token")  # each with its id
+    return json.dumps([text, *((results.get(name) or [None])[0] for name in names)]) if text else ""
 
 
 def _declared(conf: dict[str, Any], metric: str) -> str | None:
