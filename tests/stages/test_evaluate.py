@@ -17,14 +17,15 @@ from lm_eval.utils import get_results_filenames, get_sample_results_filenames, m
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from hydratune.build.content import folder_digest
 from hydratune.build.sources import DEMO
 from tests.conftest import chat_rows
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 DOCUMENTS = 12
-# six choices, an answer, a likelihood and a whole text of each document; seven of the likelihoods are of a choice
-QUESTIONS = DOCUMENTS * (6 + 1 + 1 + 1) - 7
+# seven choices, an answer, a likelihood and a whole text of each document; the likelihood is that of a choice
+QUESTIONS = DOCUMENTS * (7 + 1 + 1)
 COMMON = """\
 task: {name}
 dataset_path: json
@@ -35,7 +36,7 @@ output_type: {kind}
 """
 ASKED = "doc_to_text: \"{{messages[0]['content']}}\"\ndoc_to_target: \"{{messages[1]['content']}}\"\n"
 KINDS = {
-    "multiple_choice": ASKED + "doc_to_choice: [animal, body, 'some kind of food', location, person, 'a plant']\n",
+    "multiple_choice": ASKED + "doc_to_choice: [animal, body, food, location, person, plant, 'some kind of food']\n",
     "generate_until": ASKED
     + "generation_kwargs: {until: ['\\n', '.'], max_gen_toks: 12, do_sample: false}\n"
     + "metric_list: [{metric: exact_match}, {metric: bleu}]\n",
@@ -134,6 +135,25 @@ def scores(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def lm_eval(trained: Path, name: str, tasks: str, include: Path, *options: str) -> Path:
+    """The folder that lm-eval's own command writes, asking the base or adapter `name`."""
+    out = trained / "theirs" / name
+    shutil.rmtree(out, ignore_errors=True)
+    peft = f",peft={trained / 'run/adapter'}" if name == "adapter" else ""
+    command = [
+        str(BIN / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={trained / 'model'},dtype=float32{peft}",
+        "--tasks", tasks, "--include_path", str(include), "--device", "cpu", "--seed", "1234", "--output_path", str(out),
+        *options,
+    ]  # fmt: skip
+    quick = {**environment(trained), "DISABLE_MULTIPROC": "1"}
+    code = f"import sys; sys.argv = {command!r}; from lm_eval import tasks, defaults; " + (
+        "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=quick, capture_output=True, text=True, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("few", [0, 2])
 def test_scores_are_those_of_the_lm_eval_command(trained: Path, chat: bool, few: int) -> None:
@@ -141,25 +161,55 @@ def test_scores_are_those_of_the_lm_eval_command(trained: Path, chat: bool, few:
     settings = (f"benchmark.apply_chat_template={chat}", f"benchmark.num_fewshot={few}", "benchmark.batch_size=3")
     evaluated(trained, *settings, "benchmark.models=[base,adapter]", run=run)
     for name in ("base", "adapter"):
-        out = trained / "theirs" / name
-        shutil.rmtree(out, ignore_errors=True)
-        peft = f",peft={trained / 'run/adapter'}" if name == "adapter" else ""
-        command = [
-            str(BIN / "lm_eval"), "--model", "hf", "--model_args", f"pretrained={trained / 'model'},dtype=float32{peft}",
-            "--tasks", ALL, "--include_path", str(trained / "tasks"), "--num_fewshot", str(few), "--batch_size", "3",
-            "--device", "cpu", "--seed", "1234", "--output_path", str(out), *(["--apply_chat_template"] if chat else []),
-        ]  # fmt: skip
-        quick = {**environment(trained), "DISABLE_MULTIPROC": "1"}
-        code = f"import sys; sys.argv = {command!r}; from lm_eval import tasks, defaults; " + (
-            "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-        )
-        done = subprocess.run([sys.executable, "-c", code], env=quick, capture_output=True, text=True, cwd=trained)
-        assert done.returncode == 0, done.stderr
-        (theirs,) = out.rglob("results_*.json")
+        options = ["--num_fewshot", str(few), "--batch_size", "3", *(["--apply_chat_template"] if chat else [])]
+        (theirs,) = lm_eval(trained, name, ALL, trained / "tasks", *options).rglob("results_*.json")
         ours, other = results(trained, name, run), json.loads(theirs.read_text())
         assert len(scores(ours)) >= 12
         assert scores(ours) == {key: getattr(value, "expected", value) for key, value in scores(other).items()}
         assert ours["n-shot"] == other["n-shot"] == dict.fromkeys(NAMES.values(), few)
+
+
+def test_a_tasks_max_length_counts_prompt_and_answer(trained: Path) -> None:
+    """Whatever the batches, as lm-eval's command has it where it asks one prompt at a time."""
+    folder, name = trained / "tasks-whole", "try_whole"
+    folder.mkdir()
+    text = COMMON.format(name=name, folder=trained / "tasks", demo=DEMO, kind="generate_until") + ASKED
+    options = "generation_kwargs: {until: ['never written'], max_gen_toks: 300, max_length: 230, do_sample: false}\n"
+    (folder / "whole.yaml").write_text(text + options + "metric_list: [{metric: exact_match}]\n")
+    run = copied(trained, "whole-length")
+    settings = [f"benchmark.include_path={folder.name}", f"benchmark.tasks=[{name}]", "benchmark.models=[base]"]
+    evaluated(trained, *settings, run=run)
+    out = lm_eval(trained, "base", name, folder, "--batch_size", "1", "--apply_chat_template", "--log_samples")
+    (theirs,) = out.rglob("samples_*.jsonl")
+    samples = map(json.loads, theirs.read_text().splitlines())
+    found = answers(trained, "base", run)[name]
+    assert found == [one["resps"] for one in sorted(samples, key=lambda one: one["doc_id"])]
+    assert len({len(one[0][0]) for one in found}) > 1, "a longer prompt leaves less for its answer"
+    whole = (folder / "whole.yaml").read_text()
+    for wrong in ("20", "600"):
+        (folder / "whole.yaml").write_text(whole.replace("max_length: 230", f"max_length: {wrong}"))
+        said = call(trained, f"run_dir={run}", "stages=[evaluate]", *settings, status=1)
+        assert f"A task has max_length={wrong} for a prompt and its answer" in said and "Traceback" not in said
+
+
+def test_settings_that_extra_changes_are_the_models_own(trained: Path) -> None:
+    said = call(
+        trained, "model=local", f"model.name_or_path={trained / 'model'}", "run_dir=short", "stages=[evaluate]",
+        "benchmark.include_path=tasks", f"benchmark.tasks=[{NAMES['loglikelihood']}]", "benchmark.models=[base]",
+        "+model.extra.max_position_embeddings=32",
+    )  # fmt: skip
+    assert re.search(r"\d+ prompts are longer than the 32 tokens that the model takes: cut", said), said
+    assert results(trained, "base", "short")["max_length"] == 32
+
+
+def test_code_in_subfolders_decides_what_a_model_answers(tmp_path: Path) -> None:
+    model, found = tmp_path / "model", set()
+    for name in ("modeling.py", "layers/attention.py", "norms/attention.py"):
+        for text in ("one", "two"):
+            (model / name).parent.mkdir(parents=True, exist_ok=True)
+            (model / name).write_text(text)
+            found.add(folder_digest(model, tmp_path / "cache"))
+    assert len(found) == 6
 
 
 def test_base_and_adapter_in_one_load_answer_as_each_alone(trained: Path) -> None:
@@ -193,8 +243,8 @@ def test_no_question_is_asked_twice(trained: Path) -> None:
 def test_a_higher_limit_asks_only_what_is_new(trained: Path) -> None:
     run, task = copied(trained, "limits"), f"benchmark.tasks=[{NAMES['multiple_choice']}]"
     settings = (task, "benchmark.models=[base]")
-    assert counts(evaluated(trained, *settings, "benchmark.limit=4", run=run, cache="limits"), "base") == (24, 0)
-    assert counts(evaluated(trained, *settings, "benchmark.limit=9", run=run, cache="limits"), "base") == (54, 24)
+    assert counts(evaluated(trained, *settings, "benchmark.limit=4", run=run, cache="limits"), "base") == (28, 0)
+    assert counts(evaluated(trained, *settings, "benchmark.limit=9", run=run, cache="limits"), "base") == (63, 28)
     assert results(trained, "base", run)["n-samples"][NAMES["multiple_choice"]]["effective"] == 9
 
 
@@ -242,6 +292,18 @@ def test_two_runs_at_once_share_the_work(trained: Path) -> None:
     assert asked == also == QUESTIONS
     assert before + rest == asked, "a question was asked by both, or by none"
     assert answers(trained, "base", "one") == answers(trained, "base", "two")
+
+
+def test_results_of_a_model_that_was_merged_again_are_not_compared(trained: Path) -> None:
+    run = copied(trained, "merged-again")
+    evaluated(trained, f"benchmark.tasks=[{NAMES['loglikelihood']}]", run=run)
+    assert f"merged is merged of {run}" in call(trained, "compare", run)
+    call(trained, f"run_dir={run}", "stages=[merge]", "merge.dtype=bfloat16", "trust=true")
+    said = call(trained, "compare", run, status=2)
+    again = f"hydratune run_dir={run} stages=[evaluate]"
+    assert said == f"hydratune: Stage merge of {run} was done again after merged was evaluated: type {again}.\n"
+    call(trained, *again.split()[1:], "trust=true")
+    assert f"merged is merged of {run}" in call(trained, "compare", run)
 
 
 def test_several_samplings(trained: Path) -> None:

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from hydratune.build.hardware import Hardware
 from hydratune.build.mergeable import ANOTHER_VOCABULARY, PREFIX
 from hydratune.build.model import load_model, load_plain
-from hydratune.config.schema import Config, RunError
+from hydratune.config.schema import Config, ModelConf, RunError
+
+PLACING = ("max_memory", "offload_folder", "offload_buffers")  # of model.extra, what goes with a device_map
 
 
 def adapter_model(config: Config, adapter: Path, hardware: Hardware, source: str) -> PeftModel:
@@ -78,5 +80,17 @@ def named_model(
     if name == "adapter":
         return adapter_model(config, adapter, hardware, source)
     return load_plain(
-        str(merged), hardware.dtype, hardware.device, config.model.trust_remote_code, hardware.attn_implementation
+        str(merged),
+        hardware.dtype,
+        hardware.device,
+        config.model.trust_remote_code,
+        hardware.attn_implementation,
+        **_placement(config.model),
     )
+
+
+def _placement(conf: ModelConf) -> dict[str, Any]:
+    """Where the layers of the merged model go, as those of the base; empty for one device."""
+    if not conf.device_map:
+        return {}
+    return {"device_map": conf.device_map} | {key: conf.extra[key] for key in PLACING if key in conf.extra}

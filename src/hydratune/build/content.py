@@ -12,15 +12,15 @@ from hydratune.build.hardware import Hardware
 from hydratune.build.identity import tokenizer_digest, versions
 from hydratune.config.schema import Config
 
-METHOD = 1  # raise it when the same model would give other answers
-DECIDING = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.py")
+METHOD = 2  # raise it when the same model would give other answers
+DECIDING = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "**/*.py")
 
 
 def folder_digest(folder: Path, cache: Path) -> str:
     """16 hexadecimal digits over a model's or adapter's folder; a file's digest is kept while its time and size stand."""
     whole = xxh3_128()
     for path in sorted({path for name in DECIDING for path in folder.glob(name)}):
-        whole.update(f"{path.name} {_file_digest(path, cache)}\n".encode())
+        whole.update(f"{path.relative_to(folder)} {_file_digest(path, cache)}\n".encode())
     return whole.hexdigest()[:16]
 
 

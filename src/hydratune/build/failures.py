@@ -16,11 +16,18 @@ from torch import Tensor
 
 from hydratune.config.schema import Config, RunError
 
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "not enough memory", "std::bad_alloc")
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",  # of what isn't the allocator's, such as a kernel's own code
+    "STATUS_ALLOC_FAILED",  # CUBLAS_, CUDNN_ and CUSOLVER_: of a workspace
+    "not enough memory",
+    "std::bad_alloc",
+)
 ROWS_SAID = 8  # in a sentence; all of them are in failure.json
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory, of the GPU or of the machine."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
 

@@ -179,7 +179,7 @@ class EvaluatedLM(HFLM):
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
         stops = handle_stop_sequences(options.pop("until", None), eos=eos)
         new = options.pop("max_gen_toks")
-        options.pop("max_length", None)  # of all tokens, which is no question's business
+        whole = options.pop("max_length", None)  # of a prompt and its answer, in place of `new`
         room = self.max_length - new
         if room < 1:
             raise RunError(
@@ -191,13 +191,27 @@ class EvaluatedLM(HFLM):
             options["do_sample"] = False
         prompts = [self.tok_encode(questions[key][0]) for key in keys]
         self._cut += sum(len(prompt) > room for prompt in prompts)
+        prompts = [prompt[-room:] for prompt in prompts]
+        longest = max(map(len, prompts))
+        if whole is not None and not longest < whole <= self.max_length:
+            raise RunError(
+                f"A task has max_length={whole} for a prompt and its answer, where a prompt has {longest} tokens and the "
+                f"model takes {self.max_length} in all: write max_gen_toks in its place in the task's file."
+            )
+        groups: dict[int, list[int]] = {}  # new tokens -> the prompts that get so many
+        for number, prompt in enumerate(prompts):  # with `whole`, lm-eval's number is that of the longest of a batch
+            groups.setdefault(new if whole is None else whole - len(prompt), []).append(number)
+        generator = Generator(self.scorer.model, self.tokenizer, self.size)
+        for new_tokens, numbers in groups.items():
+            some = [keys[number] for number in numbers]
 
-        def done(texts: dict[int, str]) -> None:
-            keep({keys[number]: postprocess_generated_text(text, stops, None) for number, text in texts.items()})
+            def done(texts: dict[int, str], some: Sequence[str] = some) -> None:
+                keep({some[number]: postprocess_generated_text(text, stops, None) for number, text in texts.items()})
 
-        Generator(self.scorer.model, self.tokenizer, self.size).generate(
-            [prompt[-room:] for prompt in prompts], new, stops, dict(options), [int(key[:8], 16) for key in keys], done
-        )
+            generator.generate(
+                [prompts[number] for number in numbers], new_tokens, stops, dict(options),
+                [int(key[:8], 16) for key in some], done,
+            )  # fmt: skip
 
 
 def _samples(arguments: dict[str, Any]) -> bool:

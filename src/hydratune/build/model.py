@@ -82,16 +82,21 @@ def load_plain(
     device: torch.device | str,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    **placement: Any,
 ) -> PreTrainedModel:
-    """A transformers folder as any other tool would load it, in evaluation mode."""
+    """A transformers folder as any other tool would load it, in evaluation mode.
+
+    `placement`: device_map and what goes with it, in place of `device`.
+    """
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         attn_implementation=attn_implementation,
+        **placement,
     )
-    return model.to(device).eval()
+    return (model if placement else model.to(device)).eval()
 
 
 def run_tokenizer(conf: ModelConf, folders: Sequence[Path]) -> PreTrainedTokenizerBase | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.models.utils import resolve_max_length
 from lm_eval.utils import handle_non_serializable
 from transformers import AutoConfig
 
@@ -30,8 +31,6 @@ from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_atomically, write_json
-
-UNLIMITED = 10**9  # tokens; what a tokenizer says that knows no limit
 
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
@@ -97,15 +96,15 @@ def _lm(name: str, config: Config, run: RunDir, hardware: Hardware, loaded: _Loa
     cache, conf = cache_dir(config), config.benchmark
     source = str(run.merged) if name == "merged" else loaded.source
     commit = None if name == "merged" else config.model.revision
+    extra = {} if name == "merged" else config.model.extra  # as where the model is loaded
     settings = AutoConfig.from_pretrained(
-        source, revision=commit, trust_remote_code=config.model.trust_remote_code, token=config.model.extra.get("token")
+        source, revision=commit, trust_remote_code=config.model.trust_remote_code, **extra
     )
     tokenizer = _tokenizer(name, config, run, loaded.source)
     folders = {"adapter": run.adapter, "merged": run.merged}
     commit = getattr(settings, "_commit_hash", None) or commit
     what = answering(name, config, hardware, source, commit, tokenizer, folders, cache)
-    length = getattr(settings.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    length = length if length < UNLIMITED else 2048  # as lm-eval has it
+    length = resolve_max_length(settings, tokenizer)
     answers = Answers(cache / "answers" / key_of([what, length])[:16])
     size = None if conf.batch_size == "auto" else int(conf.batch_size)
     lm = EvaluatedLM(lambda: loaded.load(name), settings, hardware.device, tokenizer, answers, size, length, say)
