@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     main: str = ""
     gated: bool = False
+    forbidden: str = ""  # why nobody may read it, though it isn't gated
+    token: str = ""  # who doesn't show it is told that there is no such repository
 
     def commit(self, files: dict[str, bytes]) -> str:
         """A new commit, which main then is."""
@@ -32,6 +35,7 @@ class Hub:
     """Repositories by kind and id ("models/org/name"), and what was asked for."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)  # of no repository: path of the URL -> content
     asked: list[str] = field(default_factory=list)
     endpoint: str = ""
 
@@ -71,14 +75,19 @@ def serving() -> Iterator[Hub]:
             pass
 
         def _answer(self, query: dict[str, Any]) -> None:
+            if self.path in hub.files:
+                return self._send(200, hub.files[self.path], {})
             parts = [unquote(part) for part in urlparse(self.path).path.strip("/").split("/")]
             api = parts[0] == "api"
             kind = parts[1] if api else ("datasets" if parts[0] == "datasets" else "models")
             rest = parts[2:] if api else parts[1:] if kind == "datasets" else parts
             name, what = "/".join(rest[:2]), rest[2:]
             repository = hub.repositories.get(f"{kind}/{name}")
-            if repository is None:
+            shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if repository is None or (repository.token and shown != repository.token):
                 return self._refuse(404, "RepoNotFound")
+            if repository.forbidden:
+                return self._refuse(403, "", message=repository.forbidden)
             if repository.gated:
                 return self._refuse(403, "GatedRepo")
             asked = what[1] if len(what) > 1 else "main"
@@ -105,8 +114,9 @@ def serving() -> Iterator[Hub]:
         def _json(self, value: Any) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def _refuse(self, status: int, code: str, commit: str = "") -> None:
-            self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": commit})
+        def _refuse(self, status: int, code: str, commit: str = "", message: str = "") -> None:
+            said = {"X-Error-Code": code, "X-Error-Message": message or code, "X-Repo-Commit": commit}
+            self._send(status, b"{}", {key: value for key, value in said.items() if value})
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
@@ -126,6 +136,30 @@ def serving() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def silent() -> Iterator[tuple[str, list[int]]]:
+    """Where connections are taken and never answered, as by a firewall that drops packets; and one number for each."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=100)
+    taken: list[socket.socket] = []
+    times: list[int] = []
+
+    def take() -> None:
+        while True:
+            try:
+                taken.append(listening.accept()[0])
+            except OSError:
+                return
+            times.append(len(taken))
+
+    threading.Thread(target=take, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", times
+    finally:
+        listening.close()
+        for one in taken:
+            one.close()
 
 
 def _tree(files: dict[str, bytes]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import chat_rows
-from local_hub import Hub, serving
+from local_hub import Hub, serving, silent
 
 QUIZ = """
 task: quiz
@@ -146,6 +146,69 @@ def test_a_hub_out_of_reach_is_found_out_once(call: Call) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "and the hub can't be reached: type hydratune prefetch model=local" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_a_stage_does_not_load_is_not_asked_for(call: Call, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    """prepare reads no weights; the merged model alone reads nothing of the base."""
+    done = call("prefetch", *RUN, "stages=[prepare]")
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in hub.asked if path.endswith(".safetensors")]
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    prepared = call(*RUN, "run_dir=run", "stages=[prepare]", offline=True)
+    assert prepared.returncode == 0, prepared.stderr
+    trained = call(*RUN, "run_dir=run", "stages=[train]", offline=True, HF_HUB_OFFLINE="1")
+    assert trained.returncode == 2
+    assert trained.stderr.startswith("hydratune: The model org/tiny is neither here nor in ")
+    assert len(trained.stderr.splitlines()) == 1
+
+    local = [word if not word.startswith("model.name") else f"model.name_or_path={tiny}" for word in RUN]
+    assert call("prefetch", *local).returncode == 0
+    done = call(*local, "run_dir=merged", "lora=none", "stages=[prepare,train]", offline=True)
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "merged" / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny), "org/gone"))
+    only = ["run_dir=merged", "stages=[evaluate]", "benchmark.tasks=[quiz]", "benchmark.include_path=tasks"]
+    done = call(*only, "benchmark.models=[merged]", offline=True)
+    assert done.returncode == 0, done.stderr
+    done = call(*only, "benchmark.models=[base]", offline=True, HF_HUB_OFFLINE="1")
+    assert "The model org/gone is neither here nor in" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers_is_asked_once_for_all_jobs_of_a_sweep(call: Call, tmp_path: Path) -> None:
+    assert call("prefetch", *RUN, "stages=[prepare]").returncode == 0
+    for path in (tmp_path / "cache" / "prefetched").iterdir():
+        path.unlink()
+    (tmp_path / "hf" / ".agent_harnesses.json").unlink(missing_ok=True)  # of which huggingface_hub asks the hub too
+    with silent() as (endpoint, connections):
+        done = call("-m", *RUN, "stages=[prepare]", "data.shuffle_seed=1,2,3", HF_ENDPOINT=endpoint)
+        assert done.returncode == 0, done.stderr
+        assert len(connections) <= 2, "the harnesses, and the question"
+    assert done.stdout.count("the hub can't be reached: all that is needed here is in its cache") == 1
+
+
+def test_a_file_at_a_url_is_looked_for_before_anything_starts(call: Call, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    run = ["model=local", f"model.name_or_path={tiny}", *RUN[4:], "run_dir=run"]
+    quiz = tmp_path / "tasks" / "quiz.yaml"
+
+    def at(address: str) -> None:
+        quiz.write_text(QUIZ.replace("org/quiz", f"json\ndataset_kwargs: {{data_files: {{test: '{address}'}}}}"))
+
+    at("http://127.0.0.1:9/quiz.jsonl")
+    done = call(*run, "data=demo")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hydratune: The json files of task quiz is neither here nor in ")
+    assert "and 127.0.0.1:9 can't be reached: type hydratune prefetch" in line
+    hub.files["/quiz.jsonl"] = jsonl(QUESTIONS)
+    at(f"simplecache::{hub.endpoint}/quiz.jsonl")
+    of_rows, of_task = call(*run, "data=jsonl", "data.path=https://host.invalid/a.jsonl").stderr.splitlines()
+    assert of_rows.startswith("hydratune: data.path=https://host.invalid/a.jsonl is a URL, and rows are in files here")
+    assert f"and datasets reads nothing through simplecache: write {hub.endpoint}/quiz.jsonl, of which" in of_task
+    at(f"{hub.endpoint}/quiz.jsonl")
+    done = call(*run, "data=demo", "stages=[]")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_name_that_the_hub_does_not_know_is_one_sentence_before_the_training(call: Call, hub: Hub) -> None:

@@ -20,12 +20,12 @@ def prefetch(config: Config) -> None:
     from hydratune.build.pins import manifest_path
     from hydratune.build.prefetch import fetch, refuse_offline, size_text
     from hydratune.pipeline import nothing_to_do
-    from hydratune.preflight import _tasks as check_names
+    from hydratune.preflight_tasks import check_tasks
 
     refuse_offline()
     stages = [stage for stage in config.stages or STAGES if not nothing_to_do(stage, config)]
     if "evaluate" in stages:
-        check_names(config)
+        check_tasks(config)
     cache, came, whole = cache_dir(config), 0, 0
     # the libraries' bars are for somebody who watches
     with nullcontext() if on_terminal() else quiet(Path(os.devnull)):

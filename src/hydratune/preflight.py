@@ -13,7 +13,7 @@ from typing import Any
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import STAGES, Config, ConfigError, ModelConf
 from hydratune.preflight_data import check_data, check_own_tasks, check_rendered
-from hydratune.preflight_hub import as_prefetched, check_task_files, is_of_hub, settle_hub
+from hydratune.preflight_hub import as_prefetched, is_of_hub, settle_hub
 from hydratune.preflight_options import check_generation, check_options
 
 # what decides which modules an adapter gets, whatever its rank
@@ -90,10 +90,18 @@ def _model(config: Config) -> None:
     load_tokenizer(config.model, source, **gguf)
 
 
+def _evaluated(config: Config) -> None:
+    _answering(config, config.benchmark.models)
+
+
 def _asked(config: Config) -> None:
-    """What generate needs of the base: nothing where the merged model answers alone, and has its tokenizer."""
+    _answering(config, config.generate.models)
+
+
+def _answering(config: Config, models: list[str]) -> None:
+    """What `models` need of the base: nothing where the merged model answers alone, and has its tokenizer."""
     merged = Path(config.run_dir or "") / "merged" / "tokenizer_config.json"
-    if set(config.generate.models) != {"merged"} or not merged.is_file():
+    if set(models) != {"merged"} or not merged.is_file():
         _model(config)
 
 
@@ -178,12 +186,11 @@ def _tasks(config: Config) -> None:
     check_tasks(config)
 
 
-LOADING = ("prepare", "train", "evaluate")  # stages that begin with the model or its tokenizer
 # each step, the groups or keys that its answer depends on, and the stages that need it
 STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], ...] = (
     (_hardware, ("model", "quantization", "lora", "trainer"), STAGES),
     (check_data, ("data",), ("prepare",)),
-    (_model, ("model",), LOADING),
+    (_model, ("model",), ("prepare", "train")),
     (check_rendered, ("model", "data", "trainer.max_length"), ("prepare",)),
     (_packed, ("model", "data.packing", "data.padding_free"), ("train",)),
     (_adapter, ("model", "quantization", "merge.method", "stages", *ADAPTED), ("train",)),
@@ -191,9 +198,10 @@ STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], 
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),
     (_tasks, ("benchmark",), ("evaluate",)),
+    # a job's own merged model has the tokenizer of the others'
+    (_evaluated, ("model", "benchmark.models"), ("evaluate",)),
     (check_own_tasks, ("benchmark", "model"), ("evaluate",)),
     (check_generation, ("benchmark.gen_kwargs",), ("evaluate",)),
-    (check_task_files, ("benchmark",), ("evaluate",)),
     (_asked, ("model", "generate.models", "run_dir"), ("generate",)),
     (_prompts, ("generate",), ("generate",)),
 )

@@ -47,11 +47,12 @@ def check_own_tasks(config: Config) -> None:
         return
     from hydratune.build import own_tasks
     from hydratune.build.benchmark import task_folder
-    from hydratune.build.model import load_tokenizer
+    from hydratune.build.model import load_tokenizer, run_tokenizer
     from hydratune.build.source import locate
     from hydratune.build.task_index import Tasks
 
     tokenizer, wrong = None, []
+    merged = Path(config.run_dir or "") / "merged"
     try:
         theirs = Tasks(task_folder(conf), []).task_index  # of benchmark.include_path alone
         wrong = [
@@ -60,8 +61,11 @@ def check_own_tasks(config: Config) -> None:
             for name in names
             if name in theirs
         ]
-        source, gguf = locate(config.model, cache_dir(config))
-        tokenizer = load_tokenizer(config.model, source, **gguf)
+        # the merged model alone is asked by its own, and nothing of the base may be here
+        tokenizer = run_tokenizer(config.model, [merged]) if set(conf.models) == {"merged"} else None
+        if tokenizer is None:
+            source, gguf = locate(config.model, cache_dir(config))
+            tokenizer = load_tokenizer(config.model, source, **gguf)
     except ConfigError:
         pass  # other checks say it
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hydratune.build.source import is_on_hub
@@ -21,7 +22,8 @@ def settle_hub(jobs: Sequence[tuple[Config, list[str]]]) -> list[str]:
         return []
     from hydratune.build import pins
 
-    needs = list(dict.fromkeys(need for config, stages in jobs for need in needs_of(config, stages)))
+    every = dict.fromkeys(need for config, stages in jobs for need in needs_of(config, stages))
+    needs = [need for need in every if need.weights or replace(need, weights=True) not in every]
     if not needs:
         return []
     try:
@@ -30,16 +32,16 @@ def settle_hub(jobs: Sequence[tuple[Config, list[str]]]) -> list[str]:
         pins.go_offline()  # the other checks would wait for it, again and again
         return error.sentences
     if why:
-        pins.go_offline()
-        say(why)
+        kept = pins.go_offline()
+        say(why + (f"; {' and '.join(kept)} of yours stays" if kept else ""))
     return []
 
 
 def is_of_hub(sentence: str) -> bool:
     """Whether a check says, in its own way, that something of the hub can't be had."""
-    from hydratune.build.hub import UNREACHED
+    from hydratune.build.hub import MISSING
 
-    return UNREACHED in sentence
+    return MISSING in sentence
 
 
 def as_prefetched(config: Config) -> Config:
@@ -59,23 +61,15 @@ def needs_of(config: Config, stages: Sequence[str]) -> list[Any]:
     """The models and datasets of the hub that these stages load, each once."""
     from hydratune.build.needs import data_needs, model_need, task_needs
 
-    model = model_need(config.model)
-    asked_alone = stages == ["generate"] and config.generate.models == ["merged"]
-    found: list[Any] = [model] if model and stages and not asked_alone else []
+    answering = {"evaluate": config.benchmark.models, "generate": config.generate.models}
+    # the merged model has all that it needs in its own folder; prepare reads the base's tokenizer alone
+    reading = [stage for stage in stages if set(answering.get(stage, [])) != {"merged"}]
+    model = model_need(config.model, weights=reading != ["prepare"]) if reading else None
+    found: list[Any] = [model] if model else []
     if "prepare" in stages or "train" in stages:
         found += data_needs(config.data)
     if "evaluate" in stages:
-        with suppress(Exception):  # of any kind, where a task's name or file is wrong: its own check says so
+        # of any kind, where a name or a file is wrong: check_tasks, which comes next, goes the same way and says it
+        with suppress(Exception):
             found += task_needs(config.benchmark, cache_dir(config))
     return list(dict.fromkeys(found))
-
-
-def check_task_files(config: Config) -> None:
-    """That the files and folders that tasks read here are here. Raises ConfigError with a sentence for each."""
-    from hydratune.build.needs import missing_files
-
-    sentences = []
-    with suppress(OSError, ValueError, LookupError, TypeError, ImportError, AttributeError):  # which _tasks has said
-        sentences = missing_files(config.benchmark, cache_dir(config))
-    if sentences:
-        raise ConfigError(sentences)

@@ -1,18 +1,25 @@
 """The tasks of a benchmark: known, sound, and such as can run here, as far as can be told without their datasets."""
 
 import difflib
+import fnmatch
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import BenchmarkConf, Config, ConfigError
+from hydratune.run.console import quiet
 
 SHOWN = 3  # tasks that a sentence names
 
 
 def check_tasks(config: Config) -> None:
-    """Raises ConfigError for names that nothing knows, files with an error, and tasks that could not run."""
+    """Raises ConfigError for names that nothing knows, files with an error, and tasks that could not run.
+
+    Tasks whose rows are files here are made as evaluate makes them, and asked for the prompts of their documents.
+    """
     from hydratune.build.benchmark import asked_of_lm_eval, task_folder
     from hydratune.build.task_checks import problems
     from hydratune.build.task_index import Tasks, is_pattern
@@ -21,13 +28,30 @@ def check_tasks(config: Config) -> None:
     folder = task_folder(conf)
     asked = asked_of_lm_eval(conf)
     tasks = Tasks(folder, asked, cache_dir(config))
-    unknown = [n for n in asked if n not in tasks.task_index and not (is_pattern(n) and tasks.expanded([n]))]
-    wrong = problems(folder, asked, tasks, bool(unknown)) if folder else []
-    wrong += [_unknown(name, [*tasks.all_tasks, *conf.own_tasks]) for name in unknown]
+    # nothing is expanded, nor looked into, before the files are known to be sound
+    unknown = [
+        n for n in asked if n not in tasks.task_index and not (is_pattern(n) and fnmatch.filter(tasks.all_tasks, n))
+    ]
+    wrong, named = problems(folder, asked, tasks, bool(unknown)) if folder else ([], set())
+    wrong += [_unknown(name, [*tasks.all_tasks, *conf.own_tasks]) for name in unknown if name not in named]
     if not wrong:
         wrong = [*_twice(conf, tasks, asked), *_unfit(conf, tasks, asked)]
+    if not wrong:
+        wrong = _of_rows(config, tasks, asked)
     if wrong:
         raise ConfigError(wrong)
+
+
+def _of_rows(config: Config, tasks: Any, asked: list[str]) -> list[str]:
+    """What is wrong with rows that are here, and with what the tasks make of them."""
+    from hydratune.build.needs import missing_files
+    from hydratune.build.task_documents import document_problems
+
+    missing = missing_files(config.benchmark, cache_dir(config))
+    if missing:
+        return missing
+    with quiet(Path(os.devnull)):  # lm-eval's and the library datasets' own words
+        return document_problems(config.benchmark, tasks, asked)
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from hydratune import preflight
 from hydratune.build.benchmark import build_tasks, test_documents
-from hydratune.config.schema import BenchmarkConf
+from hydratune.config.schema import BenchmarkConf, Config, ConfigError
+from hydratune.preflight_tasks import check_tasks
 
 test_documents.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test
 ROWS = '{"question": "Is it an otter?", "answer": "yes"}\n{"question": "Is it a fern?", "answer": "no"}\n'
@@ -186,6 +187,26 @@ FILES = {
     "group's members": ({"g.yaml": "group: mine_too\ntask: mine\n"}, "tasks/g.yaml, line 2: task of a group is a list of names, found 'mine'."),
     "group's metric": ({"g.yaml": "group: mine_too\ntask: [mine]\naggregate_metric_list:\n  - metric: acc\n    wieght_by_size: true\n"}, "tasks/g.yaml, line 5: there is no key wieght_by_size (did you mean weight_by_size?)."),
     "a member's file": ({"g.yaml": "group: mine_too\ntask: [mine]\n", "mine.yaml": "doc_to_txt: x\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
+    "a mapping": ({"mine.yaml": ("dataset_kwargs:", "dataset_kwargs: oops\nmetadata:")}, "tasks/mine.yaml, line 3: dataset_kwargs is a mapping, found 'oops'."),
+    "a number": ({"mine.yaml": "num_fewshot: few\n"}, "tasks/mine.yaml, line 13: num_fewshot is a whole number, found 'few'."),
+    "no choices": ({"mine.yaml": ('doc_to_choice: ["yes", "no"]\n', "")}, "tasks/mine.yaml, line 1: the task mine has no doc_to_choice, which output_type: multiple_choice needs."),
+    "no question": ({"mine.yaml": ('doc_to_text: "{{question}}"\n', "")}, "tasks/mine.yaml, line 1: the task mine has no doc_to_text, which every task needs."),
+    "no file": ({"mine.yaml": ("rows.jsonl", "gone.jsonl")}, "The task mine reads tasks/gone.jsonl, and there is no such file."),
+    "through a cache": ({"mine.yaml": ("test: ", "test: simplecache::https://host.invalid")}, "The task mine reads simplecache::https://host.invalidtasks/rows.jsonl, and datasets reads nothing through simplecache: write https://host.invalidtasks/rows.jsonl, of which it keeps a copy by itself."),
+    "no archive": ({"mine.yaml": ("test: ", "test: zip://a.jsonl::gone")}, "The task mine reads gonetasks/rows.jsonl, and there is no such file."),
+    "split": ({"mine.yaml": ("test_split: test", "test_split: tset")}, "tasks/mine.yaml, line 5: test_split: there is no split tset (did you mean test?), found test."),
+    "column of a template": ({"mine.yaml": ("{{question}}", "{{qestion}}")}, "tasks/mine.yaml, line 7: doc_to_text: UndefinedError: 'qestion' is undefined."),
+    "column": ({"mine.yaml": ("doc_to_target: answer", "doc_to_target: answr")}, 'tasks/mine.yaml, line 9: doc_to_target: there is no column answr (did you mean answer?), found question, answer; for a text that is always the same write {{ "answr" }}.'),
+    "choices": ({"mine.yaml": ('["yes", "no"]', "'{{answer}}'")}, "tasks/mine.yaml, line 8: doc_to_choice: what it renders is no list: write a column's name, or a list of texts."),
+    "an answer that is no choice": ({"rows.jsonl": '{"question": "Is it moss?", "answer": "maybe"}\n'}, "tasks/mine.yaml, line 9: document 2: the answer 'maybe' is not among the choices yes, no."),
+    "rows": ({"rows.jsonl": "{{\n"}, "tasks/mine.yaml, line 3: the rows can't be loaded: ArrowInvalid: JSON parse error: Missing a name for object member. in row 2."),
+    "what makes documents": ({"mine.yaml": "process_docs: !function utils.keep\n", "utils.py": "def keep(docs): return docs.mop(print)\n"}, "tasks/mine.yaml, line 13: process_docs: AttributeError: 'Dataset' object has no attribute 'mop'."),
+    "examples": ({"mine.yaml": "fewshot_config:\n  samples:\n    - {question: Is it it?}\nnum_fewshot: 1\n"}, "tasks/mine.yaml, line 9: doc_to_target: KeyError: 'answer'."),
+    "group's number": ({"g.yaml": "group: mine_too\ntask:\n  - mine\n  - 5\n"}, "tasks/g.yaml, line 4: a member of a group is a name, or has task: NAME, found 5."),
+    "group's lists": ({"g.yaml": "group: mine_too\ntask:\n  - group: inner\n    task:\n      - task: [mine]\n"}, "tasks/g.yaml, line 5: a member of a group is a name, or has task: NAME, found {'task': ['mine']}."),
+    "tag's number": ({"mine.yaml": "tag: 5\n"}, "tasks/mine.yaml, line 13: tag is a text or a list of texts, found 5."),
+    "tag's lists": ({"mine.yaml": "tag: [mine_too, [5]]\n"}, "tasks/mine.yaml, line 13: tag is a text or a list of texts, found ['mine_too', [5]]."),
+    "a number for a name": ({"mine.yaml": ("task: mine", "task: 5"), "b.yaml": "task: other\n"}, "tasks/mine.yaml, line 1: the file names no task, and a name is text, found 5: write task: NAME."),
     "a tag's file": ({"mine.yaml": "doc_to_txt: x\ntag: mine_too\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
 }  # fmt: skip
 
@@ -204,6 +225,31 @@ def test_files(name: str, said: Callable[..., list[str]], tasks: Path) -> None:
     asked = "mine_too" if any("mine_too" in str(change) for change in files.values()) else "mine"
     found = said(f"benchmark.tasks=[{asked}]", "benchmark.include_path=tasks")
     assert sentence in [line.replace(f"{tasks.parent}/", "") for line in found]
+
+
+def test_a_pattern_expands_to_nothing_unsound(tasks: Path, said: Callable[..., list[str]]) -> None:
+    (tasks / "g.yaml").write_text("group: mine_too\ntask: [mine, [5], {task: {a: b}}]\n")
+    assert said("benchmark.tasks=['mine_t*']", "benchmark.include_path=tasks") == [
+        f"tasks/g.yaml, line 2: a member of a group is a name, or has task: NAME, found {found}."
+        for found in ("[5]", "{'task': {'a': 'b'}}")
+    ]
+
+
+def test_a_group_of_tasks_over_rows_that_are_here(tasks: Path, tmp_path: Path) -> None:
+    """Each is made with what the group says of it, as evaluate makes it."""
+    described = TASK.format(folder=tasks).replace("task: mine", "task: inner").replace("\n", "\n    ").rstrip()
+    mine = tasks / "mine.yaml"
+    mine.write_text(mine.read_text().replace("doc_to_target: answer", "doc_to_target: reply"))
+
+    def check(target: str) -> None:
+        (tasks / "g.yaml").write_text(
+            f"group: all\ntask:\n  - task: mine\n    doc_to_target: {target}\n    num_fewshot: 1\n  - {described}\n"
+        )
+        check_tasks(Config(cache_dir=str(tmp_path), benchmark=BenchmarkConf(tasks=["all"], include_path=str(tasks))))
+
+    check("answer")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line 9: doc_to_target: there is no column ansewr"):
+        check("ansewr")
 
 
 def test_sound_files_are_taken(tasks: Path, said: Callable[..., list[str]]) -> None:

@@ -47,6 +47,8 @@ TASKS = {
     "own.yaml": "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows/*.jsonl}}",
     "gone.yaml": "task: gone\ndataset_path: json\ndataset_kwargs: {data_files: {test: none.jsonl, train: rows/a.jsonl}}",
     "folder.yaml": "task: folder\ndataset_path: ./no_such\ntest_split: test",
+    "url.yaml": "task: url\ndataset_path: json\ndataset_kwargs: {data_files: {test: 'https://host/a.jsonl'}}",
+    "zip.yaml": "task: zip\ndataset_path: json\ndataset_kwargs: {data_files: ['zip://a.jsonl::http://host/all.zip', rows/a.jsonl]}",
     "hub.yaml": "task: of_hub\ndataset_path: org/quiz\ndataset_name: hard\ndataset_kwargs: {revision: v2, data_dir: x}",
     "code.yaml": "task: code\ncustom_dataset: !function rows.load",
     "all.yaml": "group: all_of_them\ntask: [own, of_hub, {task: inline, dataset_path: org/inline}]",
@@ -59,13 +61,17 @@ def test_files_here_are_looked_for_and_need_no_hub(tmp_path: Path, monkeypatch: 
         (tmp_path / name).write_text(text)
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.jsonl").write_text("{}\n")
-    conf = BenchmarkConf(tasks=["own", "gone", "folder", "of_hub", "code", "all_of_them"], include_path=str(tmp_path))
+    names = ["own", "gone", "folder", "url", "zip", "of_hub", "code", "all_of_them"]
+    conf = BenchmarkConf(tasks=names, include_path=str(tmp_path))
     assert missing_files(conf, tmp_path) == [
         "The task gone reads none.jsonl, and there is no such file.",
         "The task folder reads the folder ./no_such, and there is none.",
     ]
     quiz = Need("dataset", "org/quiz", "v2", "hard", json.dumps({"data_dir": "x"}))
-    assert list(dict.fromkeys(task_needs(conf, tmp_path))) == [quiz, Need("dataset", "org/inline")]
+    url, archive, *others = dict.fromkeys(task_needs(conf, tmp_path))
+    assert others == [quiz, Need("dataset", "org/inline")]
+    assert (url.addresses, url.place) == (["https://host/a.jsonl"], "host")
+    assert (archive.addresses, archive.place) == (["http://host/all.zip"], "host")
 
 
 def test_own_tasks_and_rows_of_the_hub(tmp_path: Path) -> None:

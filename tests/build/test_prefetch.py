@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,13 @@ from typing import Any
 import datasets
 import pytest
 from huggingface_hub import constants, snapshot_download
-from local_hub import Hub, serving
+from local_hub import Hub, serving, silent
 
 from hydratune.build import hub as of_hub
 from hydratune.build import pins, prefetch
 from hydratune.build.hub import Need, is_cached, missing
 from hydratune.build.pins import manifest, manifest_path, pinned, why_offline
-from hydratune.build.source import snapshot
+from hydratune.build.source import gguf_path, snapshot
 from hydratune.build.sources import open_source
 from hydratune.config.schema import Config, ConfigError, ModelConf, RunError, SourceConf
 
@@ -179,6 +182,11 @@ def test_a_model_is_loaded_at_its_commit_when_main_has_moved(hub: Hub, tiny: Pat
         (Need("model", "org/gated"), "is gated: accept its terms at http://127.0.0.1:.*/org/gated, .* or set HF_TOKEN"),
         (Need("dataset", "org/gated"), "is gated: accept its terms at http://127.0.0.1:.*/datasets/org/gated, "),
         (Need("model", "org/pickle"), "The model org/pickle holds no .safetensors file"),
+        (
+            Need("model", "org/forbidden"),
+            r"The model org/forbidden can't be had: 127.0.0.1:\d+ answers 403 Forbidden \(Your IP is blocked\): set HF_TOKEN",
+        ),
+        (Need("model", "org/disabled"), "The model org/disabled can't be had: the hub has disabled org/disabled."),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(hub: Hub, tiny: Path, tmp_path: Path, need: Need, sentence: str) -> None:
@@ -188,6 +196,9 @@ def test_what_the_hub_refuses_is_one_sentence(hub: Hub, tiny: Path, tmp_path: Pa
         hub.dataset("org/gated", {"a.jsonl": rows(1)})
         hub.repositories[f"{kind}/org/gated"] = hub.repositories["datasets/org/gated"]
     hub.repositories["datasets/org/gated"].gated = True
+    for name, why in {"forbidden": "Your IP is blocked", "disabled": "Access to this resource is disabled."}.items():
+        hub.model(f"org/{name}", tiny)
+        hub.repositories[f"models/org/{name}"].forbidden = why
     hub.dataset("org/pickle", {"config.json": b"{}", "pytorch_model.bin": b"a pickle"})
     hub.repositories["models/org/pickle"] = hub.repositories["datasets/org/pickle"]
     with pytest.raises(ConfigError, match=sentence):
@@ -289,6 +300,72 @@ def test_deleted_files_are_named(hub: Hub, tiny: Path, tmp_path: Path) -> None:
     assert "prefetched" in (why_offline([MODEL], tmp_path) or "")
 
 
+def test_a_hub_that_never_answers_is_waited_for_once(
+    hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.model("org/tiny", tiny)
+    snapshot_download("org/tiny")
+    monkeypatch.setattr(pins, "PATIENCE", 1.0)
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None)  # which it asks the hub for, 3 s long
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "none.json"))
+    with silent() as (endpoint, _):
+        point_at(endpoint, monkeypatch)
+        began = time.monotonic()
+        assert "the hub can't be reached" in (why_offline([MODEL], tmp_path) or "")
+        others = [Need("dataset", f"org/{name}") for name in "abc"]
+        with pytest.raises(ConfigError, match="The dataset org/a, the dataset org/b and the dataset org/c are neither"):
+            why_offline([MODEL, *others], tmp_path)
+        assert time.monotonic() - began < 3
+
+
+def test_without_weights_less_is_needed(hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.model("org/tiny", tiny)
+    light = Need("model", "org/tiny", weights=False)
+    made, _ = fetch(light, tmp_path)
+    assert "tokenizer.json" in made["files"] and "model.safetensors" not in made["files"]
+    assert is_cached(light) and not is_cached(MODEL)
+    assert manifest(light, tmp_path) and manifest(MODEL, tmp_path) is None
+    assert pinned(Config(model=ModelConf(name_or_path="org/tiny")), tmp_path).model.revision == commit
+    whole, _ = fetch(MODEL, tmp_path)
+    assert fetch(light, tmp_path)[0] == whole, "what is there stays"
+    (tmp_path / "hub" / whole["folder"] / "model.safetensors").unlink()
+    assert "prefetched" in (why_offline([light], tmp_path) or "")
+    with pytest.raises(ConfigError, match=r"lacks model.safetensors"):
+        why_offline([MODEL], tmp_path)
+
+
+def test_the_runs_own_token_is_shown(hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    commit = hub.model("org/tiny", tiny)
+    hub.repositories["models/org/tiny"].commits[commit]["q4.gguf"] = b"four bits"
+    hub.repositories["models/org/tiny"].token = "hf_secret"
+    conf = ModelConf(name_or_path="org/tiny", gguf_file="q4.gguf", extra={"token": "hf_secret"})
+    with pytest.raises(ConfigError, match="is neither a folder here nor on the hub"):
+        snapshot("org/tiny", None)
+    assert gguf_path(conf).read_bytes() == b"four bits"
+    assert (snapshot("org/tiny", None, "hf_secret") / "model.safetensors").is_file()
+
+
+def test_files_of_another_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files["/rows/test.jsonl"] = rows(2)
+
+    def need(address: str) -> Need:
+        return Need("dataset", "json", options=json.dumps({"data_files": {"test": address}}), asked="task quiz")
+
+    there, gone = (need(f"{hub.endpoint}/rows/{name}.jsonl") for name in ("test", "gone"))
+    archive = need("zip://test.jsonl::http://127.0.0.1:9/rows.zip")
+    point_at("http://127.0.0.1:9", monkeypatch)
+    assert why_offline([there], tmp_path) is None, "its own host is asked, and not the hub"
+    with pytest.raises(ConfigError) as refused:
+        why_offline([gone, archive], tmp_path)
+    nobody, no_file = refused.value.sentences
+    assert nobody.startswith("The json files of task quiz is neither here nor in ")
+    assert ", and 127.0.0.1:9 can't be reached: type hydratune prefetch " in nobody
+    assert no_file == f"The json files of task quiz can't be had: there is no file at {hub.endpoint}/rows/gone.jsonl."
+    fetch(there, tmp_path)
+    hub.files.clear()
+    assert "prefetched" in (why_offline([there], tmp_path) or "")
+
+
 def test_what_was_prefetched_in_part_leaves_the_rest_to_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None:
     hub.model("org/tiny", tiny)
     hub.dataset("org/rows", {"train.jsonl": rows(2)})
@@ -301,11 +378,24 @@ def test_the_users_own_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in pins.FLAGS:
         monkeypatch.delenv(flag, raising=False)
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")
-    pins.go_offline()
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "no")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "")
+    evaluate = type("evaluate.config", (), {"HF_EVALUATE_OFFLINE": False})
+    monkeypatch.setitem(sys.modules, "evaluate.config", evaluate)
+    assert pins.go_offline() == ["HF_DATASETS_OFFLINE=0", "HF_EVALUATE_OFFLINE=no"]
     assert constants.is_offline_mode()
     assert not datasets.config.HF_HUB_OFFLINE
+    assert not evaluate.HF_EVALUATE_OFFLINE
+    assert [os.environ[flag] for flag in pins.FLAGS] == ["1", "0", "1", "no"]
+    monkeypatch.delenv("HF_EVALUATE_OFFLINE")
+    assert pins.go_offline() == ["HF_DATASETS_OFFLINE=0"]
+    assert evaluate.HF_EVALUATE_OFFLINE
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set, and prefetch asks the hub"):
+        prefetch.refuse_offline()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "0")
+    with pytest.raises(ConfigError, match="HF_EVALUATE_OFFLINE is set, and prefetch asks the hub"):
         prefetch.refuse_offline()
 
 

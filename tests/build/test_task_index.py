@@ -129,6 +129,25 @@ def test_the_cache(unread: list[int], tmp_path: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_a_file_that_was_edited_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "tasks"
+    (own / "__pycache__").mkdir(parents=True)
+    file = own / "a.yaml"
+    file.write_text("task: one\n")
+    (own / ".#a.yaml").symlink_to("nobody@nowhere")  # an editor's
+    monkeypatch.setattr(task_index, "OWN", own)
+    for name in ("one", "three", "eleven"):
+        file.write_text(f"task: {name}\n")
+        monkeypatch.setattr(task_index, "_heads", task_index._heads.__wrapped__)
+        task_index._head.cache_clear()
+        assert set(own_entries(tmp_path, keep=True)) == {name}
+        monkeypatch.undo()
+        monkeypatch.setattr(task_index, "OWN", own)
+        before = task_index._state()
+        (own / "__pycache__" / f"{name}.pyc").touch()
+        assert task_index._state() == before
+
+
 def test_a_cache_that_cannot_be_written(unread: list[int], tmp_path: Path) -> None:
     (tmp_path / "lm_eval_tasks").write_text("a file where a folder would be")
     assert len(own_entries(tmp_path, keep=True)) > 14_000

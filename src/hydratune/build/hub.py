@@ -2,20 +2,23 @@
 
 import json
 import os
-import re
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import datasets
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_session, try_to_load_from_cache
 from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 from huggingface_hub.errors import (
+    DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -25,11 +28,23 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import REGEX_COMMIT_HASH, repo_folder_name
 
-UNREACHED = "and the hub can't be reached"
+
+def is_set(flag: str) -> bool:
+    """Whether the environment says yes to it, as the libraries read it."""
+    return os.environ.get(flag, "").upper() in ENV_VARS_TRUE_VALUES
+
+
+HUB = "the hub"
+MISSING = "neither here nor in"  # which the sentence about what can't be had without a network says
 # the user's own word on it, before anything here may set the same
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-FORBIDDEN = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ENV_VARS_TRUE_VALUES), None)
+FORBIDDEN = next((name for name in OFFLINE if is_set(name)), None)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class NotThere(Exception):
+    """There is no file at an address outside the hub."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Need:
     name: str | None = None  # configuration of a dataset
     options: str = "{}"  # further arguments of load_dataset that choose what is read, as JSON
     file: str | None = None  # the GGUF file of a model
+    weights: bool = True  # of a model; else its configuration and tokenizer are enough
     asked: str = field(default="", compare=False)  # the setting or the task that asks for it
     token: Any = field(default=None, compare=False, repr=False)
 
@@ -57,16 +73,68 @@ class Need:
         """What load_dataset takes besides the path and the revision."""
         return {"name": self.name, **json.loads(self.options)}
 
+    @property
+    def addresses(self) -> list[str]:
+        """Where the files are that no repository stands for: dataset json with data_files=https://host/rows.jsonl."""
+        files = data_files(self.arguments) if self.kind == "dataset" and "/" not in self.id else []
+        return [address(file) for file in files if is_remote(file)]
+
+    @property
+    def place(self) -> str:
+        """Who has it: the hub, or another host."""
+        hosts = [HUB if one.startswith("hf://") else urlsplit(one).netloc for one in self.addresses]
+        return " and ".join(dict.fromkeys(hosts)) or HUB
+
+
+def data_files(arguments: dict[str, Any]) -> list[str]:
+    """Those that load_dataset is given, in whichever of its ways."""
+    files = arguments.get("data_files") or []
+    parts = files.values() if isinstance(files, dict) else [files]
+    return [str(name) for part in parts for name in (part if isinstance(part, list) else [part])]
+
+
+def address(file: str) -> str:
+    """What has to be fetched for it: of the chain zip://rows.jsonl::https://host/all.zip the last link."""
+    return file.rpartition("::")[2]
+
+
+def is_remote(file: str) -> bool:
+    return "://" in address(file) and not address(file).startswith("file://")
+
 
 def ask(need: Need, patience: float) -> Any:
-    """The hub's description of the repository, with its commit and files; None of files that are on no repository."""
-    api = HfApi(token=need.token)
+    """The hub's description of the repository, with its commit and files; None of files elsewhere, which are there.
+
+    Raises TimeoutError after `patience` seconds: an HTTP library's own timeout is for each of a name's addresses, and
+    for each of the requests that huggingface_hub makes of one.
+    """
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(_answer(need, patience))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()  # for which a process that ends doesn't wait
+    return answer.result(patience)
+
+
+def _answer(need: Need, patience: float) -> Any:
+    api, described = HfApi(token=need.token), None
     if need.kind == "model":
         return api.model_info(need.id, revision=need.revision, timeout=patience)
-    if "data_files" in need.arguments and "/" not in need.id:
-        found = re.search(r"hf://datasets/([^/@\"]+/[^/@\"]+)", need.options)
-        return api.dataset_info(found[1], timeout=patience) if found else None
-    return api.dataset_info(need.id, revision=need.revision, timeout=patience)
+    if not need.addresses:
+        return api.dataset_info(need.id, revision=need.revision, timeout=patience)
+    for one in need.addresses:
+        if one.startswith("hf://datasets/"):
+            owner, name = one.removeprefix("hf://datasets/").split("/")[:2]
+            described = api.dataset_info(f"{owner}/{name.partition('@')[0]}", timeout=patience)
+        elif one.startswith("http"):
+            found = get_session().head(one, timeout=patience, follow_redirects=True)
+            if found.status_code in (404, 410):  # whatever else it says, only the loading can tell
+                raise NotThere(one)
+    return described
 
 
 def is_cached(need: Need) -> bool:
@@ -76,11 +144,17 @@ def is_cached(need: Need) -> bool:
     where: dict[str, Any] = {"repo_id": need.id, "revision": need.revision}
     if need.file:
         return isinstance(try_to_load_from_cache(filename=need.file, **where), str)
-    if not isinstance(try_to_load_from_cache(filename="config.json", **where), str):
+
+    def has(*names: str) -> bool:
+        return any(isinstance(try_to_load_from_cache(filename=name, **where), str) for name in names)
+
+    if not has("config.json") or not has(*TOKENIZERS):
         return False
+    if not need.weights:
+        return True
     index = try_to_load_from_cache(filename=INDEX, **where)
     if not isinstance(index, str):
-        return isinstance(try_to_load_from_cache(filename=WEIGHTS, **where), str)
+        return has(WEIGHTS)
     shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     return all((Path(index).parent / shard).is_file() for shard in set(shards))
 
@@ -128,13 +202,24 @@ def explain(need: Need, error: BaseException) -> str | None:
     def found(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)
 
-    status = next((one.response.status_code for one in chain if isinstance(one, HfHubHTTPError)), None)
+    answer = next((one.response for one in chain if isinstance(one, HfHubHTTPError)), None)
+    status = answer.status_code if answer is not None else 0
     said = " ".join(str(one) for one in chain)
-    if found(GatedRepoError) or "gated dataset" in said or status == 403:
+    if found(NotThere):
+        return f"The {need} can't be had: there is no file at {error}."
+    if found(GatedRepoError) or "gated dataset" in said:
         page = f"{constants.ENDPOINT}/{'datasets/' * (need.kind == 'dataset')}{need.id}"
         return (
             f"The {need} is gated: accept its terms at {page}, then type hf auth login, or set HF_TOKEN to a "
             "token that may read it."
+        )
+    if found(DisabledRepoError):
+        return f"The {need} can't be had: the hub has disabled {need.id}."
+    if answer is not None and status == 403:
+        why = answer.headers.get("X-Error-Message") or "it doesn't say why"
+        return (
+            f"The {need} can't be had: {urlsplit(str(answer.url)).netloc} answers 403 Forbidden ({why}): set HF_TOKEN to a "
+            "token that may read it, or, where a proxy answers in its place, ask who runs that."
         )
     if found(RevisionNotFoundError):
         return f"The {need} can't be had: the hub has {need.id}, but not that revision."
@@ -144,7 +229,7 @@ def explain(need: Need, error: BaseException) -> str | None:
             "hf auth login, or set HF_TOKEN."
         )
     unreached = found(OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    if unreached or (status or 0) >= 500 or any(type(one).__module__.startswith("httpx") for one in chain):
+    if unreached or status >= 500 or any(type(one).__module__.startswith("httpx") for one in chain):
         return missing([need])
     if f"Couldn't find cache for {need.id}" in said:
         return missing([need])
@@ -155,10 +240,11 @@ def missing(needs: Sequence[Need]) -> str:
     """The sentence for what can't be had without a network, with what to type where there is one."""
     first, *others = [f"the {need}" + (f", file {need.file}" if need.file else "") for need in needs]
     what = " and ".join([", ".join([first, *others[:-1]]), *others[-1:]])
-    why = f"{UNREACHED} ({FORBIDDEN} is set)" if FORBIDDEN else UNREACHED
+    places = " and ".join(dict.fromkeys(need.place for need in needs))
+    why = f" ({FORBIDDEN} is set)" if FORBIDDEN else ""
     are = "are" if others else "is"
     return (
-        f"{what[0].upper()}{what[1:]} {are} neither here nor in {constants.HF_HOME}, {why}: "
+        f"{what[0].upper()}{what[1:]} {are} {MISSING} {constants.HF_HOME}, and {places} can't be reached{why}: "
         f"type {prefetching()} where there is a network."
     )
 

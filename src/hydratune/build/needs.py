@@ -11,22 +11,26 @@ from typing import Any
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from hydratune.build.data import sources_of
-from hydratune.build.hub import Need
+from hydratune.build.hub import Need, address, data_files, is_remote
 from hydratune.build.source import is_on_hub
 from hydratune.build.sources import is_here
-from hydratune.config.schema import BenchmarkConf, DataConf, ModelConf, SourceConf
+from hydratune.config.schema import BenchmarkConf, ConfigError, DataConf, ModelConf, SourceConf
 
 # of load_dataset's arguments, those that don't choose what is read
 NO_CHOICE = ("trust_remote_code", "streaming", "keep_in_memory", "num_proc", "verification_mode", "save_infos")
-REMOTE = ("hf://", "http://", "https://", "s3://", "gs://")
+# steps of a chained URL that keep a copy, as datasets does by itself
+KEEPING = ("simplecache", "filecache", "blockcache", "cached")
 
 
-def model_need(conf: ModelConf) -> Need | None:
-    """The model, where it is one of the hub."""
+def model_need(conf: ModelConf, weights: bool = True) -> Need | None:
+    """The model, where it is one of the hub; `weights`: whether they are read, or its configuration and tokenizer alone."""
     if not is_on_hub(conf):
         return None
     assert conf.name_or_path
-    return Need("model", conf.name_or_path, conf.revision, file=conf.gguf_file, token=conf.extra.get("token"))
+    whole = weights or conf.gguf_file is not None  # which is one file
+    return Need(
+        "model", conf.name_or_path, conf.revision, file=conf.gguf_file, weights=whole, token=conf.extra.get("token")
+    )
 
 
 def data_needs(conf: DataConf) -> list[Need]:
@@ -57,15 +61,23 @@ def _own_need(task: dict[str, Any], key: str, asked: str) -> Need | None:
 
 
 def missing_files(conf: BenchmarkConf, cache_root: Path) -> list[str]:
-    """A sentence for each task whose rows should be in a file or folder here that isn't."""
+    """A sentence for each task whose rows should be in a file or folder here that isn't, or are nowhere that is read."""
     return [sentence for leaf in _leaves(_plain(conf), cache_root) for sentence in _files_not_here(*leaf)]
+
+
+def rows_are_here(config: dict[str, Any]) -> bool:
+    """Whether the rows of a task are files here, of which no code but datasets' own makes rows."""
+    path, arguments = _dataset(config)
+    if path is None or "class" in config:
+        return False
+    return not any(map(is_remote, data_files(arguments))) if _is_kind(path) else _is_folder(path) and "://" not in path
 
 
 def _task_need(name: str, config: dict[str, Any]) -> Need | None:
     path, arguments = _dataset(config)
     if path is None or (_is_folder(path) and not path.startswith("hf://")):
         return None
-    if _is_kind(path) and not any(file.startswith(REMOTE) for file in _files(arguments)):
+    if _is_kind(path) and not any(map(is_remote, data_files(arguments))):
         return None
     revision = arguments.pop("revision", None)
     options = json.dumps(arguments, sort_keys=True)
@@ -78,10 +90,16 @@ def _files_not_here(name: str, config: dict[str, Any]) -> Iterator[str]:
         return
     if _is_kind(path):
         folder = Path(arguments.get("data_dir") or "").expanduser()
-        for file in _files(arguments):
-            if "://" not in file and not glob.glob(str(folder / file), recursive=True):
-                yield f"The task {name} reads {folder / file}, and there is no such file."
-    elif _is_folder(path) and not Path(path).expanduser().is_dir() and not path.startswith(REMOTE):
+        for file in data_files(arguments):
+            first, last = file.partition("::")[0].partition("://")[0], address(file).removeprefix("file://")
+            if first in KEEPING:
+                yield (
+                    f"The task {name} reads {file}, and datasets reads nothing through {first}: write {address(file)}, of "
+                    "which it keeps a copy by itself."
+                )
+            elif not is_remote(file) and not glob.glob(str(folder / last), recursive=True):
+                yield f"The task {name} reads {folder / last}, and there is no such file."
+    elif _is_folder(path) and not Path(path).expanduser().is_dir() and "://" not in path:
         yield f"The task {name} reads the folder {path}, and there is none."
 
 
@@ -92,12 +110,6 @@ def _is_kind(path: str) -> bool:
 
 def _is_folder(path: str) -> bool:
     return Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")) or path.count("/") > 1
-
-
-def _files(arguments: dict[str, Any]) -> list[str]:
-    files = arguments.get("data_files") or []
-    parts = files.values() if isinstance(files, dict) else [files]
-    return [str(name) for part in parts for name in ([part] if isinstance(part, str) else part)]
 
 
 def _plain(conf: BenchmarkConf) -> str:
@@ -125,7 +137,11 @@ def _whole(leaf: Any) -> dict[str, Any]:
         return config
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    written = load_yaml(leaf.entry.yaml_path, resolve_func=True)["class"]
+    try:
+        written = load_yaml(leaf.entry.yaml_path, resolve_func=True)["class"]
+    except (Exception, SystemExit) as error:  # of any kind: it imports the task's own code
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
+        raise ConfigError(f"The code of the task {leaf.name} can't be imported: {why}.") from None
     said = {"dataset_path": "DATASET_PATH", "dataset_name": "DATASET_NAME"}
     return {key: getattr(written, name, None) for key, name in said.items()} | config
 

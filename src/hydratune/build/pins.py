@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from xxhash import xxh3_64
 
-from hydratune.build.hub import UNREACHED, Need, ask, explain, is_cached, missing, prefetching
+from hydratune.build.hub import HUB, MISSING, Need, ask, explain, is_cached, is_set, missing, prefetching
 from hydratune.build.needs import model_need
 from hydratune.config.schema import Config, ConfigError
 
@@ -30,13 +30,17 @@ _pins: list[Path] = []  # the cache whose manifests count in this process
 
 def manifest_path(need: Need, cache: Path) -> Path:
     """Where the manifest of a thing is: one file for each thing and revision as they are asked for."""
+    # with or without the weights it is one thing
     key = json.dumps([need.kind, need.id, need.revision or "main", need.name, need.options, need.file])
     name = repo_folder_name(repo_id=need.id, repo_type=need.kind)
     return cache / "prefetched" / f"{name}-{xxh3_64(key.encode()).hexdigest()[:8]}.json"
 
 
 def manifest(need: Need, cache: Path) -> dict[str, Any] | None:
-    """What was prefetched of it: kind, id, name, revision, commit, folder, files with their bytes, bytes."""
+    """What was prefetched of it: kind, id, name, revision, commit, folder, files with their bytes, bytes.
+
+    None also where the weights are needed, and the model was prefetched without.
+    """
     try:
         found: dict[str, Any] = json.loads(manifest_path(need, cache).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,7 +49,8 @@ def manifest(need: Need, cache: Path) -> dict[str, Any] | None:
         raise ConfigError(
             f"{manifest_path(need, cache)} is damaged: type {prefetching()} where there is a network."
         ) from None
-    return found
+    whole = need.kind != "model" or need.file or any(name.endswith(".safetensors") for name in found["files"])
+    return found if whole or not need.weights else None
 
 
 def root_of(kind: str) -> Path:
@@ -53,10 +58,11 @@ def root_of(kind: str) -> Path:
     return Path(constants.HF_HUB_CACHE if kind == "model" else datasets.config.HF_DATASETS_CACHE).expanduser()
 
 
-def files_gone(kept: dict[str, Any]) -> list[str]:
-    """Those of a manifest's files that are no longer there as they were."""
+def _files_gone(need: Need, kept: dict[str, Any]) -> list[str]:
+    """Those of a manifest's files that are needed and no longer there as they were."""
     folder = root_of(kept["kind"]) / kept["folder"]
-    return [name for name, size in kept["files"].items() if not _has_size(folder / name, size)]
+    needed = [name for name in kept["files"] if need.weights or not name.endswith(".safetensors")]
+    return [name for name in needed if not _has_size(folder / name, kept["files"][name])]
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -74,13 +80,18 @@ def pinned(config: Config, cache: Path) -> Config:
     _pins[:] = [cache]
     datasets.load.load_dataset_builder = _pinned_builder
     need = model_need(config.model)
-    kept = need and manifest(need, cache)
+    kept = need and manifest(replace(need, weights=False), cache)
     return replace(config, model=replace(config.model, revision=kept["commit"])) if kept else config
 
 
-def go_offline() -> None:
-    """No library asks the hub for anything from here on, unless the user has set otherwise."""
-    ours = [flag for flag in FLAGS if os.environ.setdefault(flag, "1") == "1"]
+def go_offline() -> list[str]:
+    """No library asks the hub for anything from here on; returns the flags by which the user has set otherwise.
+
+    Each is as `FLAG=value`. The processes that this one starts, such as the jobs of a sweep, have the flags too.
+    """
+    ours = [flag for flag in FLAGS if not os.environ.get(flag)]
+    others = [f"{flag}={os.environ[flag]}" for flag in FLAGS if flag not in ours and not is_set(flag)]
+    os.environ.update(dict.fromkeys(ours, "1"))
     # which the libraries have read from the environment when they were imported
     if "HF_HUB_OFFLINE" in ours:
         constants.HF_HUB_OFFLINE = True
@@ -89,39 +100,45 @@ def go_offline() -> None:
     evaluate = sys.modules.get("evaluate.config")
     if evaluate and "HF_EVALUATE_OFFLINE" in ours:
         evaluate.HF_EVALUATE_OFFLINE = True  # type: ignore[attr-defined]
+    return others
 
 
 def why_offline(needs: Sequence[Need], cache: Path) -> str | None:
     """Why no library is to ask the hub for `needs`, or None where they are to.
 
-    Of the hub one short question is asked, and one more for each repository that is not in the cache. Raises
-    ConfigError for what is neither in the cache nor to be had, and for what was prefetched and is no longer whole.
+    Of the hub one short question is asked, and one more for each repository that is not in the cache; another host is
+    asked for its files that are not. Raises ConfigError for what is neither in the cache nor to be had, and for what was
+    prefetched and is no longer whole.
     """
     kept = {need: found for need in needs if (found := manifest(need, cache))}
-    gone = [_gone(need, found) for need, found in kept.items() if files_gone(found)]
+    gone = [_gone(need, found) for need, found in kept.items() if _files_gone(need, found)]
     if gone:
         raise ConfigError(gone)
     if len(kept) == len(needs):
         return f"prefetched: all {len(needs)} models and datasets that are needed here, so the hub is not asked"
     lacking = [need for need in needs if need not in kept and not is_cached(need)]
     repositories = _by_repository(lacking)
+    offline = constants.is_offline_mode()  # the user's own word
+    # where nothing lacks, the hub is asked whether it answers at all
+    asked = repositories or [need for need in needs if need.place == HUB][:1]
     refused: list[str] = []
-    unreached = constants.is_offline_mode()
-    for need in repositories or needs[:1]:  # where nothing lacks, it is asked whether it answers at all
-        sentence = None if unreached else _refusal(need)
-        unreached = unreached or bool(sentence and UNREACHED in sentence)
-        refused += [sentence] if sentence and need in lacking else []
-    if unreached and lacking:
-        raise ConfigError(missing(repositories))
+    silent: set[str] = set()  # places that don't answer
+    for need in asked if not offline else []:
+        sentence = None if need.place in silent else _refusal(need)
+        if sentence and MISSING in sentence:
+            silent.add(need.place)
+        elif sentence and need in lacking:
+            refused.append(sentence)
+    if unreached := [need for need in repositories if offline or need.place in silent]:
+        refused.insert(0, missing(unreached))
     if refused:
         raise ConfigError(refused)
-    found_out = unreached and not constants.is_offline_mode()  # and not the user's own word
-    return "the hub can't be reached: all that is needed here is in its cache" if found_out else None
+    return "the hub can't be reached: all that is needed here is in its cache" if HUB in silent else None
 
 
 def _by_repository(needs: Sequence[Need]) -> list[Need]:
     """One of each repository, which says how many others of it there are."""
-    found: dict[tuple[str | None, ...], list[Need]] = {}
+    found: dict[tuple[Any, ...], list[Need]] = {}
     for need in needs:
         found.setdefault((need.kind, need.id, need.revision, need.options), []).append(need)
     return [
@@ -140,7 +157,7 @@ def _refusal(need: Need) -> str | None:
 
 
 def _gone(need: Need, kept: dict[str, Any]) -> str:
-    gone = files_gone(kept)
+    gone = _files_gone(need, kept)
     named = ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
     return (
         f"The {need}, prefetched at {kept['commit']}, lacks {named} in {root_of(need.kind) / kept['folder']}: type "

@@ -1,7 +1,6 @@
 """Bringing models and datasets of the hub into Hugging Face's caches, with a manifest of each."""
 
 import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import Any
 import datasets
 from huggingface_hub import constants, snapshot_download
 
-from hydratune.build.hub import UNREACHED, Need, ask, causes, explain
-from hydratune.build.pins import manifest, root_of
+from hydratune.build.hub import HUB, MISSING, Need, ask, causes, explain, is_set
+from hydratune.build.pins import FLAGS, manifest, root_of
 from hydratune.build.source import LOADED
 from hydratune.config.schema import ConfigError, RunError
 
@@ -31,7 +30,7 @@ def fetch(need: Need, cache: Path, write: Callable[[Need, Manifest], None]) -> t
     with _plain_errors(need):
         made, was_there = _model(need) if need.kind == "model" else _dataset(need)
     made |= {"fetched": datetime.now(UTC).isoformat(timespec="seconds")}
-    if before and before["commit"] == made["commit"] and before["files"] == made["files"]:
+    if before and before["commit"] == made["commit"] and made["files"].items() <= before["files"].items():
         return before, was_there
     write(need, made)
     return made, was_there
@@ -39,6 +38,8 @@ def fetch(need: Need, cache: Path, write: Callable[[Need, Manifest], None]) -> t
 
 def _model(need: Need) -> tuple[Manifest, bool]:
     which: dict[str, Any] = {"allow_patterns": [need.file]} if need.file else LOADED
+    if not need.weights:
+        which = {**LOADED, "ignore_patterns": [*LOADED["ignore_patterns"], "*.safetensors"]}
     described = ask(need, PATIENCE)  # snapshot_download is content with its cache where nobody answers
     where: dict[str, Any] = {"repo_id": need.id, "revision": need.revision, "token": need.token, **which}
     plan: Any = snapshot_download(**where, dry_run=True)
@@ -47,7 +48,7 @@ def _model(need: Need) -> tuple[Manifest, bool]:
         others = [one.rfilename for one in described.siblings if one.rfilename.endswith(".gguf")]
         has = ", ".join(others) or "no .gguf file"
         raise ConfigError(f"model.gguf_file={need.file} is not in {need.id} on the hub, which has {has}.")
-    if not need.file and not any(name.endswith(".safetensors") for name in names):
+    if need.weights and not need.file and not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"The {need} holds no .safetensors file, the only kind loaded.")
     _refuse_without_room(need, sum(one.file_size or 0 for one in plan if one.will_download))
     folder = Path(snapshot_download(**where))
@@ -57,8 +58,7 @@ def _model(need: Need) -> tuple[Manifest, bool]:
 def _dataset(need: Need) -> tuple[Manifest, bool]:
     """As load_dataset prepares it: that is all that the library reads without a network."""
     described = ask(need, PATIENCE)
-    of_files = "data_files" in need.arguments and "/" not in need.id  # which no repository's commit stands for
-    commit = None if of_files else described.sha
+    commit = None if need.addresses else described.sha  # files that no repository's commit stands for
     builder: Any = datasets.load_dataset_builder(need.id, revision=commit, **need.arguments)
     folder = Path(builder.cache_dir)
     was_there = folder.is_dir()
@@ -116,9 +116,10 @@ def _plain_errors(need: Need) -> Iterator[None]:
                 f"The {need} has several configurations, and none is named: set data.name to one of {names}."
             ) from None
         sentence = explain(need, error)
-        if sentence and UNREACHED in sentence:
+        if sentence and MISSING in sentence:
+            where = constants.ENDPOINT if need.place == HUB else need.place
             raise RunError(
-                f"The {need} can't be fetched: {constants.ENDPOINT} can't be reached ({said[:200]})."
+                f"The {need} can't be fetched: {where} can't be reached ({said[:200] or type(error).__name__})."
             ) from None
         if sentence:
             raise ConfigError(sentence) from None
@@ -137,6 +138,6 @@ def size_text(count: int) -> str:
 
 def refuse_offline() -> None:
     """Raises ConfigError where the user's own settings forbid what is asked for."""
-    for flag in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        if os.environ.get(flag, "").upper() in constants.ENV_VARS_TRUE_VALUES:
+    for flag in FLAGS:
+        if is_set(flag):
             raise ConfigError(f"{flag} is set, and prefetch asks the hub: type {flag}=0 before the command.")

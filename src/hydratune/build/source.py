@@ -43,7 +43,8 @@ def gguf_path(conf: ModelConf) -> Path:
             from huggingface_hub import hf_hub_download
 
             try:
-                return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, revision=conf.revision))
+                where: dict[str, Any] = {"revision": conf.revision, "token": conf.extra.get("token")}
+                return Path(hf_hub_download(conf.name_or_path, conf.gguf_file, **where))
             except (OSError, ValueError) as error:
                 raise not_loaded(conf.gguf_file, conf.name_or_path, error) from None
     path = folder / conf.gguf_file
@@ -114,8 +115,10 @@ def _convert(path: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
 
 
-def snapshot(source: str, revision: str | None) -> Path:
+def snapshot(source: str, revision: str | None, token: str | bool | None = None) -> Path:
     """The folder of a model's files: `source` itself, or the hub's cache, which is filled where it has to be.
+
+    `token`: the hub's, in place of the one that the user is logged in by.
 
     Raises ConfigError where the hub can't be reached and the files are not there.
     """
@@ -124,7 +127,7 @@ def snapshot(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, **LOADED))
+        return Path(snapshot_download(source, revision=revision, token=token, **LOADED))
     except (OSError, ValueError) as error:
         raise not_loaded("model", source, error) from None
 

@@ -77,6 +77,11 @@ def open_source(conf: SourceConf, key: str = "data.path", split_key: str = "data
     assert conf.path
     path = _place(conf.path)
     of_hub = [f"data.{name}={value}" for name in ("name", "revision") if (value := getattr(conf, name))]
+    if "://" in conf.path:
+        raise ConfigError(
+            f"{key}={conf.path} is a URL, and rows are in files here or in a dataset of the hub: download it, and set "
+            f"{key}=FILE."
+        )
     if is_here(conf.path):
         if of_hub:
             raise ConfigError(f"{of_hub[0]} is for data on the hub, and {key}={conf.path} is here: leave it out.")
@@ -102,9 +107,9 @@ def open_source(conf: SourceConf, key: str = "data.path", split_key: str = "data
 
 
 def is_here(path: str) -> bool:
-    """Whether `path` names files or a folder, there or not, and no dataset of the hub."""
+    """Whether `path` names files or a folder, there or not, and no dataset of the hub; a URL is taken for a file's."""
     place = _place(path)
-    if place.exists() or any(sign in path for sign in "*?[") or path.startswith(("/", ".", "~")):
+    if "://" in path or place.exists() or any(sign in path for sign in "*?[") or path.startswith(("/", ".", "~")):
         return True
     return kind_of(place) in READERS or place.suffix in NOT_READ
 

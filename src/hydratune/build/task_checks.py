@@ -28,6 +28,13 @@ from hydratune.config.values import suggestion
 OF_TASKS = {field.name for field in fields(TaskConfig)} | {"group", "task_list"}
 FEWSHOT = {field.name for field in fields(FewshotConfig)}
 AGGREGATED = {field.name for field in fields(AggMetricConfig)}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+# key of a task -> what its value is
+TYPES: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("dataset_kwargs", "generation_kwargs", "fewshot_config"), (dict, "a mapping")),
+    **dict.fromkeys(("dataset_path", "dataset_name", *SPLITS), (str, "a text")),
+    **dict.fromkeys(("num_fewshot", "repeats"), (int, "a whole number")),
+}
 TEMPLATES = (
     "doc_to_text",
     "doc_to_target",
@@ -38,8 +45,8 @@ TEMPLATES = (
 )
 
 
-def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) -> list[str]:
-    """A sentence for each file that lm-eval can't read, and for each mistake in those that `asked` needs.
+def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) -> tuple[list[str], set[str]]:
+    """A sentence for each file that lm-eval can't read, and for each mistake in those that `asked` needs; all names.
 
     `unknown`: some name of `asked` is nobody's, so that a file without a name may be meant.
     """
@@ -62,7 +69,8 @@ def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) ->
                 tags.setdefault(str(tag), []).append(name)
         elif unknown and path not in included:
             key = "group" if "group" in whole.data else "task"
-            found.append(f"{whole.at(key)}: the file names no task: write task: NAME.")
+            why = f", and a name is text, found {name!r}" if name is not None else ""
+            found.append(f"{whole.at(key)}: the file names no {key}{why}: write {key}: NAME.")
     todo = [name for one in asked for name in [*named, *tags] if name == one or fnmatch(name, one)]
     for name in todo:  # grows as it is gone through
         members = list(tags.get(name, []))
@@ -75,7 +83,7 @@ def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) ->
                 at = other.at("group" if grouped else "task")
                 found.append(f"{at}: {name} is in {short(whole.file.path)} too: give one of them another name.")
         todo += [one for one in members if one in {*named, *tags} and one not in todo]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), set(named)
 
 
 def _name(item: Any) -> Any:
@@ -97,18 +105,7 @@ def _of_group(whole: Whole, named: dict[str, Any], tasks: Tasks) -> Iterator[str
     for key in [key for key in whole.data if key not in known]:
         yield f"{whole.at(key)}: a group has no key {key}{suggestion(str(key), known)}."
     yield from _functions(whole)
-    members = whole.data.get("task")
-    if not isinstance(members, list):
-        yield f"{whole.at('task')}: task of a group is a list of names, found {members!r}."
-    for number, item in enumerate(members if isinstance(members, list) else []):
-        at = whole.at("task", number)
-        name = _name(item)
-        if not isinstance(name, str):
-            yield f"{at}: a member of a group is a name, or has task: NAME, found {item!r}."
-        elif isinstance(item, dict) and ("group" in item or {"dataset_path", "custom_dataset"} & item.keys()):
-            continue  # described here
-        elif name not in tasks.task_index and name not in named:
-            yield f"{at}: the group names {name!r}, which lm-eval does not know{suggestion(name, [*tasks.all_tasks, *named])}."
+    yield from _of_members(whole, named, tasks, whole.data.get("task"), "task")
     metrics = whole.data.get("aggregate_metric_list")
     for number, one in enumerate(metrics if isinstance(metrics, list) else []):
         for key in [key for key in one if key not in AGGREGATED] if isinstance(one, dict) else []:
@@ -116,13 +113,38 @@ def _of_group(whole: Whole, named: dict[str, Any], tasks: Tasks) -> Iterator[str
             yield f"{at}: there is no key {key}{suggestion(str(key), AGGREGATED)}."
 
 
+def _of_members(
+    whole: Whole, named: dict[str, Any], tasks: Tasks, members: Any, key: str, *way: str | int
+) -> Iterator[str]:
+    """Of the list `members` of a group, which lies at `way` in the file; groups may be described in it."""
+    if not isinstance(members, list):
+        yield f"{whole.at(key, *way)}: task of a group is a list of names, found {members!r:.60}."
+    for number, item in enumerate(members if isinstance(members, list) else []):
+        name, at = _name(item), whole.at(key, *way, number)
+        if not isinstance(name, str):
+            yield f"{at}: a member of a group is a name, or has task: NAME, found {item!r:.60}."
+        elif isinstance(item, dict) and "group" in item and "task" in item:
+            yield from _of_members(whole, named, tasks, item["task"], key, *way, number, "task")
+        elif isinstance(item, dict) and {"group", "dataset_path", "custom_dataset"} & item.keys():
+            continue  # described here, or another group
+        elif name not in tasks.task_index and name not in named:
+            yield f"{at}: the group names {name!r}, which lm-eval does not know{suggestion(name, [*tasks.all_tasks, *named])}."
+
+
 def _of_task(whole: Whole) -> Iterator[str]:
     data = whole.data
     yield from _functions(whole)
+    tags = data.get("tag")
+    if not all(isinstance(one, str) for one in (tags if isinstance(tags, list) else [tags] if tags else [])):
+        yield f"{whole.at('tag')}: tag is a text or a list of texts, found {tags!r:.60}."
     if "class" in data:
         return  # it takes the keys that it likes
     for key in [key for key in data if key not in OF_TASKS]:
         yield f"{whole.at(key)}: a task has no key {key}{suggestion(str(key), [*OF_TASKS, 'include'])}."
+    for key, (of, said) in TYPES.items():
+        value = data.get(key)
+        if value is not None and (not isinstance(value, of) or isinstance(value, bool)):
+            yield f"{whole.at(key)}: {key} is {said}, found {value!r:.60}."
     if (kind := data.get("output_type", "generate_until")) not in ALL_OUTPUT_TYPES:
         near = suggestion(str(kind), ALL_OUTPUT_TYPES)
         yield f"{whole.at('output_type')}: output_type is one of {', '.join(ALL_OUTPUT_TYPES)}, found {kind!r}{near}."
@@ -168,7 +190,7 @@ def _metrics(whole: Whole) -> Iterator[str]:
         if (
             aggregation is not None
             and not _is_function(aggregation)
-            and aggregation not in registry.aggregation_registry
+            and str(aggregation) not in registry.aggregation_registry
         ):
             near = suggestion(str(aggregation), registry.aggregation_registry)
             yield f"{whole.at('metric_list', number, 'aggregation')}: lm-eval has no aggregation {aggregation!r}{near}."

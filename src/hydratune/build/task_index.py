@@ -9,15 +9,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from xxhash import xxh3_128
@@ -53,6 +55,12 @@ class Leaf:
         """What its file says, functions as text."""
         return (load_yaml(self.entry.yaml_path, resolve_func=False) if self.entry else {}) | self.overrides
 
+    def made(self) -> Any:
+        """The task, as lm-eval makes it: with its rows loaded, and its first document rendered."""
+        if self.entry is None:
+            return ConfigurableTask(config=deepcopy(self.overrides))
+        return TaskFactory().build(self.entry, overrides=deepcopy(self.overrides), registry={})
+
 
 def is_pattern(name: Any) -> bool:
     return isinstance(name, str) and bool(set(name) & set("*?["))
@@ -68,10 +76,12 @@ class Tasks(TaskManager):
     def __init__(
         self, folder: Path | None, asked: Iterable[str], cache_root: Path | None = None, keep: bool = False
     ) -> None:
-        super().__init__(include_path=str(folder) if folder else None, include_defaults=False)
-        entries = [self.task_index.get(name) for name in asked]
+        super().__init__(include_defaults=False)
+        # lm-eval would take other names than texts, which its own sorting then can't
+        theirs = {n: e for n, e in TaskIndex().build([folder] if folder else []).items() if isinstance(n, str)}
+        entries = [theirs.get(name) for name in asked]
         own = {} if all(one and one.kind is not Kind.GROUP for one in entries) else own_entries(cache_root, keep)
-        self._index: dict[str, Entry] = {**own, **self.task_index}
+        self._index: dict[str, Entry] = {**own, **theirs}
         of_kind = {kind: sorted(n for n, e in self._index.items() if e.kind is kind) for kind in Kind}
         self._all_tasks = sorted(self._index)
         self._all_subtasks = sorted([*of_kind[Kind.TASK], *of_kind[Kind.PY_TASK]])
@@ -120,7 +130,7 @@ class Tasks(TaskManager):
         members = config.get("task")
         for item in members if isinstance(members, list) else []:
             own = item if isinstance(item, dict) else {}
-            if not (isinstance(item, str) or own.keys() & {"task", "group"}):
+            if not isinstance(own.get("group", own.get("task", item)), str):
                 raise ConfigError(
                     f"The group {group} of lm-eval's tasks has a member that is no task: lm-eval can't take it."
                 )
@@ -142,8 +152,7 @@ class Tasks(TaskManager):
 
 def own_entries(cache_root: Path | None, keep: bool = False) -> dict[str, Entry]:
     """lm-eval's own index. The heads are read from the cache where it has them, and put there where `keep` says so."""
-    version = _version() if cache_root else None
-    file = cache_root / "lm_eval_tasks" / f"{version}.json" if cache_root and version else None
+    file = cache_root / "lm_eval_tasks" / f"{_state()}.json" if cache_root else None
     kept = _kept(file) if file else None
     heads = kept or _heads()
     if file and keep and not kept:
@@ -159,14 +168,16 @@ def own_entries(cache_root: Path | None, keep: bool = False) -> dict[str, Entry]
     return index
 
 
-@cache
-def _version() -> str | None:
-    """Changes with the installed files of lm-eval; None of a checkout, whose files may change at any time."""
-    with suppress(PackageNotFoundError):
-        record = distribution("lm-eval").read_text("RECORD") or ""
-        if f"{OWN.parent.name}/{OWN.name}/" in record:
-            return xxh3_128(f"{METHOD} {record}".encode()).hexdigest()[:16]
-    return None
+def _state() -> str:
+    """Changes with any of lm-eval's files, also with one that was edited where it is installed."""
+    whole = xxh3_128(f"{METHOD}".encode())
+    for folder, folders, files in os.walk(OWN):
+        folders[:] = sorted(set(folders) - {"__pycache__"})  # which importing a task's code fills
+        for name in sorted(files):
+            with suppress(OSError):  # a link that leads nowhere, such as an editor leaves
+                found = os.stat(f"{folder}/{name}")
+                whole.update(f"{folder[len(str(OWN)) :]}/{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 def _kept(file: Path) -> dict[str, Head] | None:

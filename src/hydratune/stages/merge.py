@@ -55,7 +55,7 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
             building.mkdir()
             merge_one = _merge_with_peft if conf.method == "peft" else _merge_in_a_stream
             merge_one(config, run, hardware, source, base, building)
-            _carry(snapshot(source, config.model.revision), run.adapter, building)
+            _carry(_base_files(config, source), run.adapter, building)
             end_answers(building, _seen(run).get("stop"))
             if conf.verify:
                 reports[base] = _verify(config, run, hardware, source, base, building)
@@ -78,6 +78,10 @@ def _building(run: RunDir, base: str) -> Path:
     return run.root / f".merged.{base}.unverified"
 
 
+def _base_files(config: Config, source: str) -> Path:
+    return snapshot(source, config.model.revision, config.model.extra.get("token"))
+
+
 def _merge_in_a_stream(config: Config, run: RunDir, hardware: Hardware, source: str, base: str, out: Path) -> None:
     dtype = None if config.merge.dtype == "auto" else getattr(torch, config.merge.dtype)
     modules: list[str] = []
@@ -93,7 +97,7 @@ def _merge_in_a_stream(config: Config, run: RunDir, hardware: Hardware, source: 
     trust, seen = config.model.trust_remote_code, _seen(run)
     known = of_saved(seen["blueprint"]) if seen else None
     loaded = getattr(torch, hardware.dtype)
-    folder = AsLoaded(snapshot(source, config.model.revision), trust, loaded, known, seen.get("float32"))
+    folder = AsLoaded(_base_files(config, source), trust, loaded, known, seen.get("float32"))
     merge(folder, Adapter(run.adapter), out, dtype, dict.fromkeys(modules, values))
 
 
