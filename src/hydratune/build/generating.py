@@ -9,9 +9,9 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, s
 from transformers.cache_utils import DynamicLayer
 
 from hydratune.build.attention import sees_whole_rows
-from hydratune.build.failures import out_of_memory
-from hydratune.build.halving import in_batches
-from hydratune.build.scoring import CELLS, ROWS, common, same_logits, selects_logits
+from hydratune.build.decoding import PARTS, Decoder, decodes_right, is_greedy
+from hydratune.build.halving import half, in_batches
+from hydratune.build.scoring import CELLS, ROWS, attempted, common, same_logits, selects_logits, takes_lines
 
 WORTH = 16  # tokens in common, below which nothing is spared
 
@@ -39,6 +39,8 @@ class Generator:
         longest = max(map(len, prompts)) + new_tokens
         # padding between the beginning and the rest would count as tokens of a window; beams change their rows
         plain = sees_whole_rows(self.model.config, longest) and options.get("num_beams", 1) == 1
+        if plain and self._decoded(prompts, order, new_tokens, stops, options, done):
+            return
         shared, cache = self._beginning(prompts) if plain else (0, None)
 
         def fits(some: Sequence[int]) -> bool:
@@ -61,7 +63,7 @@ class Generator:
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 max_new_tokens=new_tokens,
-                stopping_criteria=StoppingCriteriaList([_Stops(self.tokenizer, stops, ids.shape[1])]),
+                stopping_criteria=StoppingCriteriaList([_Stops(_Words(self.tokenizer, stops), ids.shape[1])]),
                 pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=True,
                 **before,
@@ -72,6 +74,41 @@ class Generator:
 
         in_batches(order, fits, work)
 
+    def _decoded(
+        self,
+        prompts: Sequence[list[int]],
+        order: Sequence[int],
+        new_tokens: int,
+        stops: Sequence[str],
+        options: dict[str, Any],
+        done: Callable[[dict[int, str]], None],
+    ) -> bool:
+        """Whether it's all done, by decoding in line, which does without padding and without rows that have ended."""
+        if not takes_lines(self.model) or not is_greedy(self.model, options):
+            return False
+        longest = len(prompts[order[0]]) + new_tokens
+        slots = min(len(prompts), self.size or max(min(ROWS, CELLS // longest), 1))
+        low, missing = min(prompts), list(order)
+        shared = common(low, max(prompts), max(min(map(len, prompts)) - PARTS, 0))
+        words, ends = _Words(self.tokenizer, stops), self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+
+        def ended(made: list[int]) -> bool:
+            return made[-1] in ends or words.held([made])[0]
+
+        def told(made: dict[int, list[int]]) -> None:
+            done({number: self.tokenizer.decode(tokens, skip_special_tokens=True) for number, tokens in made.items()})
+            missing[:] = [number for number in missing if number not in made]
+
+        if not decodes_right(self.model, prompts, shared):
+            return False
+        while missing:
+            try:
+                Decoder(self.model, prompts, shared, slots, new_tokens).decode(list(missing), ended, told)
+            except (MemoryError, RuntimeError) as error:
+                slots = half(slots, error)
+        return True
+
     def _beginning(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
         """How many tokens all prompts begin with, and keys and values of them; 0 where that spares nothing or is not exact."""
         low = min(prompts)
@@ -81,30 +118,38 @@ class Generator:
         known = DynamicCache(config=self.model.config)
         ids = torch.tensor([low], device=self.model.device)
         last = {"logits_to_keep": 1} if self.selects else {}
-        try:
+
+        def compute() -> bool:
             self.model(input_ids=ids[:, :shared], past_key_values=known, use_cache=True, **last)
             if not all(isinstance(layer, DynamicLayer) for layer in known.layers):
-                return 0, None  # a state that padding would change
+                return False  # a state that padding would change
             cached = self.model(input_ids=ids[:, shared:], past_key_values=deepcopy(known), use_cache=True, **last)
             alone = self.model(input_ids=ids, use_cache=False, **last)
-        except (AttributeError, TypeError, ValueError, NotImplementedError):  # of a model that keeps something else
-            return 0, None
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            return 0, None
-        rest, whole = cached.logits[0, -1].float(), alone.logits[0, -1].float()
-        return (shared, known) if same_logits(self.model, rest, whole) else (0, None)
+            return same_logits(self.model, cached.logits[0, -1].float(), alone.logits[0, -1].float())
+
+        return (shared, known) if attempted(compute) else (0, None)
+
+
+class _Words:
+    """Stop words of a task."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str]) -> None:
+        self.tokenizer, self.words = tokenizer, [word for word in words if word]
+        # a word may come in other tokens than those that it is encoded as
+        self.back = 2 + max((len(tokenizer.encode(word, add_special_tokens=False)) for word in self.words), default=0)
+
+    def held(self, rows: Sequence[list[int]]) -> list[bool]:
+        """Whether each row of tokens holds one of them at its end."""
+        tails = self.tokenizer.batch_decode([row[-self.back :] for row in rows])
+        return [any(word in tail for word in self.words) for tail in tails]
 
 
 class _Stops(StoppingCriteria):
     """Tells of each row whether it holds one of the stop words; lm-eval's own waits for all rows to hold the same one."""
 
-    def __init__(self, tokenizer: Any, words: Sequence[str], prompt: int) -> None:
-        self.tokenizer, self.words, self.prompt = tokenizer, [word for word in words if word], prompt
-        # a word may come in other tokens than those that it is encoded as
-        self.back = 2 + max((len(tokenizer.encode(word, add_special_tokens=False)) for word in self.words), default=0)
+    def __init__(self, words: _Words, prompt: int) -> None:
+        self.words, self.prompt = words, prompt
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        tails = self.tokenizer.batch_decode(input_ids[:, max(self.prompt, input_ids.shape[1] - self.back) :])
-        return torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)
+        made = input_ids[:, max(self.prompt, input_ids.shape[1] - self.words.back) :]
+        return torch.tensor(self.words.held(made.tolist()), device=input_ids.device)

@@ -24,16 +24,21 @@ def in_batches(items: Sequence[T], fits: Callable[[Sequence[T]], bool], work: Ca
         try:
             work(items[first:last])
         except (MemoryError, RuntimeError) as error:  # torch's own is one of the latter
-            if not out_of_memory(error):
-                raise
-            if last - first == 1:
-                raise RunError(
-                    "The memory is too small for a single request of this evaluation: set a smaller model.dtype or "
-                    "quantization, or leave out the task with the longest prompts."
-                ) from None
-            most = (last - first) // 2
+            most = half(last - first, error)
         else:
             first = last
             continue
         if torch.cuda.is_available():  # outside the handler, whose error still holds the tensors
             torch.cuda.empty_cache()
+
+
+def half(count: int, error: BaseException) -> int:
+    """Of `count` requests at once, after running out of memory. Raises RunError where it was one, and any other error."""
+    if not out_of_memory(error):
+        raise error
+    if count == 1:
+        raise RunError(
+            "The memory is too small for a single request of this evaluation: set a smaller model.dtype or "
+            "quantization, or leave out the task with the longest prompts."
+        ) from None
+    return count // 2

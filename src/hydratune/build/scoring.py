@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ CELLS = 16_384  # tokens of a padded batch, where its size is not given
 ROWS = 64  # at most, where the size is not given
 PROOF = 2  # trees that a proof looks at, and continuations of each
 
+T = TypeVar("T")
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 Score = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding gives the continuation
 
@@ -111,12 +112,7 @@ class Scorer:
         self.model, self.size, self.max_length = model, batch_size, max_length
         self.cut = 0  # contexts that lost their beginnings
         self.selects = selects_logits(model)
-        self.in_line = (
-            model.device.type == "cpu"
-            and self.selects
-            and "position_ids" in _arguments(model)
-            and model.config.get_text_config()._attn_implementation == "sdpa"
-        )
+        self.in_line = takes_lines(model)
         self.proven = False
 
     @torch.no_grad()
@@ -190,13 +186,8 @@ class Scorer:
 
     def _line_is_right(self, trees: Sequence[Tree]) -> bool:
         """Whether branches in the line have the logits that their sequences have alone, up to rounding."""
-        try:
-            in_line = self._line(trees)
-        except (NotImplementedError, TypeError):  # of build/attention.py, or of a model that hands nothing on
-            return False
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
+        in_line = attempted(lambda: self._line(trees))
+        if in_line is None:
             return False
         for tree, rows in zip(trees, in_line, strict=True):
             different = {tuple(continuation[:-1]): continuation for _, continuation in tree.asked}
@@ -206,6 +197,28 @@ class Scorer:
                 if not same_logits(self.model, rows[tree.predicted_at(continuation)].float(), alone):
                     return False
         return True
+
+
+def attempted(compute: Callable[[], T]) -> T | None:
+    """None where the model doesn't take what it is given, or the memory is too small for it."""
+    try:
+        return compute()
+    except (AttributeError, TypeError, ValueError, NotImplementedError):  # the last of build/attention.py
+        return None
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def takes_lines(model: Any) -> bool:
+    """Whether rows in one line may go through the model, which then has to be proven; they pay on a CPU."""
+    return (
+        model.device.type == "cpu"
+        and selects_logits(model)
+        and "position_ids" in _arguments(model)
+        and model.config.get_text_config()._attn_implementation == "sdpa"
+    )
 
 
 def selects_logits(model: Any) -> bool:
