@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from warm import Place, Warm, place_in
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
@@ -34,6 +35,9 @@ def chat_rows() -> list[dict[str, list[dict[str, str]]]]:
             ]
         rows.append({"messages": turns})
     return rows
+
+
+ROWS = "".join(json.dumps(row) + "\n" for row in chat_rows())
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +85,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(tmp_path: Path) -> Path:
     """A JSONL file of chat rows."""
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    path.write_text(ROWS)
     return path
 
 
@@ -128,3 +132,24 @@ def refused(
         return said
 
     return call
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """The command in forked processes."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = Warm(tmp_path_factory.mktemp("said"), environment)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, warm: Warm, tiny: Path) -> Place:
+    """A folder for sweeps."""
+    return place_in(tmp_path, warm, tiny, ROWS)
+
+
+@pytest.fixture(scope="module")
+def shared_place(tmp_path_factory: pytest.TempPathFactory, warm: Warm, tiny: Path) -> Place:
+    """One for the sweep that several tests of a file look at."""
+    return place_in(tmp_path_factory.mktemp("place"), warm, tiny, ROWS)

@@ -20,7 +20,6 @@ import yaml
 from datasets import Dataset
 from hydra._internal.callbacks import Callbacks
 from hydra.types import HydraContext, RunMode
-from hydra_plugins.hydratune_sweeps import GridSweeper
 from lm_eval import evaluator
 from omegaconf import DictConfig
 from peft import LoraConfig, get_peft_model
@@ -36,6 +35,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from hydra_plugins.hydratune_sweeps import GridSweeper
 from hydratune import pipeline
 from hydratune.build import lora, peft_merge, quantization, trainer
 from hydratune.build.benchmark import build_tasks

@@ -37,7 +37,7 @@ def hydra_problems(typed: Typed, found: Sources) -> list[tuple[str, str]]:
         ours = Path(setting.place.rpartition(":")[0]).absolute().is_relative_to(CONF_DIR)
         if (key != "hydra" and not key.startswith("hydra.")) or (ours and setting.place not in typed.overrides):
             continue
-        said = _hydra_problem(typed, key, setting)
+        said = _hydra_problem(typed, key, setting, found.spoilt)
         if said:
             wrong.append((setting.place, said))
     for text in typed.overrides:
@@ -47,7 +47,7 @@ def hydra_problems(typed: Typed, found: Sources) -> list[tuple[str, str]]:
     return wrong
 
 
-def _hydra_problem(typed: Typed, key: str, setting: Setting) -> str | None:
+def _hydra_problem(typed: Typed, key: str, setting: Setting, spoilt: set[str]) -> str | None:
     if key == "hydra":
         return f"hydra is a group of Hydra's own settings, found {setting.value!r:.60}"
     if key in HYDRA_OURS:
@@ -63,19 +63,20 @@ def _hydra_problem(typed: Typed, key: str, setting: Setting) -> str | None:
     if key not in ALLOWED and not key.startswith(ALLOWED_BELOW):
         return f"there is no key {key}{suggestion(key, ALLOWED)} that hydratune reads: leave it out"
     if setting.place not in typed.overrides:
-        return _in_a_file(key, setting.value)
+        return _in_a_file(key, setting.value, typed.searches)
     try:
         mode = RunMode.MULTIRUN if typed.multirun else RunMode.RUN
-        config_loader(typed.config_dir).load_configuration(typed.config_name, [setting.place], mode)
+        chosen = [f"{group}={option}" for group, option in typed.chosen(ALLOWED_GROUPS).items() if group not in spoilt]
+        config_loader(typed.config_dir).load_configuration(typed.config_name, [*chosen, setting.place], mode)
     except (HydraException, OmegaConfBaseException) as error:
         said = in_one_line(error)
         return f"there is no key {key}" if said.startswith("Could not override") else said
     return None
 
 
-def _in_a_file(key: str, value: Any) -> str | None:
+def _in_a_file(key: str, value: Any, searches: bool) -> str | None:
     name = key.removeprefix("hydra.")
-    if name.startswith("sweeper.") and name.split(".")[1] != "params":
+    if name.startswith("sweeper.") and name.split(".")[1] != "params" and not searches:
         return f"there is no key {key}{suggestion(key, ['hydra.sweeper.params'])}"
     if name.partition(".")[0] in ("sweeper", "launcher"):
         return None  # as its option has it

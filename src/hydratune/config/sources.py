@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from hydratune.config.defaults import composed_files, late_choices
@@ -65,10 +65,10 @@ def read_sources(typed: Typed) -> Sources:
             for name in choices_of(override, loader):
                 _read_files(typed, [*others, f"{group}={name}"], loader, found, read)
     for text, override in values:
-        found.settings += _values_of(override, text, found, "typed")
+        found.settings += _values_of(override, text, found, "typed", typed.searches)
     for place, override in swept:
         if not group_options(loader, override.key_or_group):
-            found.settings += _values_of(override, place, found, "swept")
+            found.settings += _values_of(override, place, found, "swept", typed.searches)
     return found
 
 
@@ -90,8 +90,8 @@ def _shadowed(path: Path, config_dir: str | None, config_path: str) -> Iterator[
         yield str(short(own.absolute())), "hydratune has a file of this name, which is taken: give yours another name"
 
 
-def _values_of(override: Override, place: str, found: Sources, form: str) -> list[Setting]:
-    """The setting that an override makes, or the several of a sweep."""
+def _values_of(override: Override, place: str, found: Sources, form: str, searches: bool) -> list[Setting]:
+    """The setting that an override makes, or the several of a sweep; of an interval, which a search takes, its ends."""
     key = override.get_key_element()
     if override.is_sweep_override() and key.startswith("hydra."):
         found.problems.append((place, NO_SWEEP.format(key)))
@@ -100,6 +100,8 @@ def _values_of(override: Override, place: str, found: Sources, form: str) -> lis
         return [Setting(key, override.value(), place, form=form)]
     if override.is_discrete_sweep():
         return [Setting(key, value, place, form=form) for value in swept_values(override)]
+    if searches and isinstance(interval := override.value(), IntervalSweep):
+        return [Setting(key, value, place, form=form) for value in (interval.start, interval.end)]
     found.problems.append((place, f"a grid takes values one by one: set {key}=VALUE,VALUE"))
     return []
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,16 @@ class Typed:
     def without(self, words: list[str]) -> "Typed":
         """The same without some of its overrides."""
         return replace(self, overrides=[word for word in self.overrides if word not in words])
+
+    def chosen(self, groups: Sequence[str]) -> dict[str, str]:
+        """The options that are typed of these groups."""
+        split = [word.lstrip("+").partition("=") for word in self.overrides]
+        return {group: option for group, _, option in split if group in groups}
+
+    @property
+    def searches(self) -> bool:
+        """Whether a sweeper is asked for that chooses values by itself, of which a grid knows nothing."""
+        return self.chosen(["hydra/sweeper"]).get("hydra/sweeper", "grid") != "grid"
 
 
 def split_arguments(arguments: list[str]) -> Typed:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,30 +96,43 @@ class SweepDir:
         What is there stays; whoever else does the same at the same time waits. Raises ConfigError where it can't be
         written, and has then written nothing.
         """
-        made: list[Path] = []
+        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        known = True
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with in_turn(self.root / ".lock"):
                 self.refuse_another(info)
+                known = (self.root / "sweep.json").exists()
+                # first, so that who is killed while writing the rest finds a sweep there; then jobs, the list of them last
+                write_json(self.root / "sweep.json", info)
                 numbers = self.numbers(asked)
                 entries = self._with(asked, numbers)
                 for place, number in enumerate(numbers):
                     root = self.run_of(number)
                     if not root.exists():
+                        made.insert(0, root)
                         root.mkdir()
-                        made.append(root)
                     self._put_config(root, config_of(place, number), asked[place].words)
                 lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
                 write_atomically(self.root / "jobs.jsonl", lines)
-                write_json(self.root / "sweep.json", info)
                 return numbers
         except OSError as error:
-            for root in made:
-                shutil.rmtree(root, ignore_errors=True)
+            self._undo(made, known)
             raise ConfigError(
                 f"The sweep's folder {self.root} can't be written ({error.strerror}), and nothing was started: make room "
                 "there, or set hydra.sweep.dir=DIR."
             ) from None
+
+    def _undo(self, made: list[Path], known: bool) -> None:
+        """Take away the folders that were `made`, and what else a sweep that was not `known` before has here."""
+        with suppress(OSError):
+            for name in () if known else ("sweep.json", "jobs.jsonl", ".lock"):
+                (self.root / name).unlink(missing_ok=True)
+        for path in made:
+            if path.parent == self.root:
+                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.rmdir()
 
     def refuse_another(self, info: dict[str, Any]) -> None:
         """Raises ConfigError where the folder is another sweep's, or another thing's."""

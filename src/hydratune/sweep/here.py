@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from hydratune import pipeline, preflight
-from hydratune.config.schema import ConfigError
+from hydratune.config.schema import ConfigError, RunError
 from hydratune.run.console import say
 from hydratune.run.job import read_record, state_of
 from hydratune.run.signals import SAVED, handled
@@ -19,7 +19,6 @@ from hydratune.sweep import processes
 from hydratune.sweep.jobs import Job, Plan
 from hydratune.sweep.reuse import take_over
 from hydratune.sweep.runner import Runner
-
 
 FAILED = 3  # exit status of a sweep with failed jobs
 
@@ -124,7 +123,7 @@ def _ended(plan: Plan, runner: Runner) -> list[JobReturn]:
             returned.append(_returned(job, JobStatus.COMPLETED, record.value))
         else:
             cause = record.cause if record and record.cause else state
-            returned.append(_returned(job, JobStatus.FAILED, RuntimeError(f"{job.label}: {cause}")))
+            returned.append(_returned(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
     return returned
 
 

@@ -96,7 +96,8 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
         make_absolute(config)
         said = [secrets.redacted_override(word) for word in words if _key(word).partition(".")[0] != "sweep"]
         jobs.append(Job(-1, _hash(config, swept), [w for w in said if _key(w) in swept], said, config))
-    _refuse_twins(jobs)
+    if str(master.hydra.sweeper.get("_target_")).endswith(".GridSweeper"):  # a search may choose the same again
+        _refuse_twins(jobs)
     numbers = folder.numbers([Asked(job.hash, job.overrides, job.words) for job in jobs])
     jobs = [_numbered(job, number, folder) for job, number in zip(jobs, numbers, strict=True)]
     _refuse_mistakes(jobs)

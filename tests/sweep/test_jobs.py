@@ -1,18 +1,14 @@
 """A sweep is checked whole before its first job starts; then each job is a run of its own."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
+from warm import Place
 
 
 @pytest.fixture
@@ -68,18 +64,19 @@ def test_a_secret_can_not_reach_the_jobs(base: list[str], refused: Callable[...,
     assert "hf_mine" not in said
 
 
-def test_a_mapping_is_merged_as_in_a_single_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
-    (tmp_path / "mine/experiment").mkdir(parents=True)
-    (tmp_path / "mine/experiment/x.yaml").write_text(
+@pytest.mark.slow
+def test_a_mapping_is_merged_as_in_a_single_run(place: Place) -> None:
+    (place.folder / "conf/experiment").mkdir(parents=True)
+    (place.folder / "conf/experiment/x.yaml").write_text(
         "# @package _global_\n# x: hydratune experiment=x\ntrainer:\n  extra:\n    adam_beta2: 0.95\n"
     )
-    done = hydratune(
-        *base, "--config-dir", "mine", "experiment=x", "++trainer.extra={adam_beta1:0.8}", "seed=1,2",
-        "stages=[prepare]",
+    done = place.call(
+        "-m", "hydra.sweep.dir=sweep", "--config-dir", "conf", "experiment=x", "++trainer.extra={adam_beta1:0.8}",
+        "seed=1,2", "stages=[prepare]",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.said
     for number in (0, 1):
-        config = yaml.safe_load((tmp_path / f"sweep/{number}/config.yaml").read_text())
+        config = yaml.safe_load((place.folder / f"sweep/{number}/config.yaml").read_text())
         assert config["trainer"]["extra"] == {"adam_beta1": 0.8, "adam_beta2": 0.95}
 
 
@@ -90,10 +87,10 @@ def test_mistakes_that_the_libraries_know(base: list[str], refused: Callable[...
 
 
 @pytest.mark.slow
-def test_a_dry_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    done = hydratune(*base, "lora.r=4,8", "trainer.learning_rate=1e-3,1e-4", "stages=[]")
-    assert done.returncode == 0, done.stderr
+def test_a_dry_run(place: Place) -> None:
+    before = sorted(place.folder.rglob("*"))
+    done = place.call("-m", "hydra.sweep.dir=sweep", "lora.r=4,8", "trainer.learning_rate=1e-3,1e-4", "stages=[]")
+    assert done.returncode == 0, done.said
     assert done.stdout.splitlines() == [
         "job  settings                               run directory",
         "0    lora.r=4 trainer.learning_rate=0.001   sweep/0",
@@ -102,65 +99,35 @@ def test_a_dry_run(base: list[str], hydratune: Command, tmp_path: Path) -> None:
         "3    lora.r=8 trainer.learning_rate=0.0001  sweep/3",
         "4 jobs checked: nothing stands in the way, and stages=[] starts nothing",
     ]
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(place.folder.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_jobs_run_and_one_that_fails_stops_no_other(base: list[str], hydratune: Command, tmp_path: Path) -> None:
-    typed = [*base, "data.validation_share=0.0001,0.3", "lora.r=4", "stages=[prepare,train]"]
-    done = hydratune(*typed)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "No row is left to validate on, of 24: set a larger data.validation_share" in done.stderr
-    assert "1 of 2 jobs failed: job 0 (data.validation_share=0.0001)" in done.stdout
-    config = yaml.safe_load((tmp_path / "sweep/1/config.yaml").read_text())
-    assert (config["data"]["validation_share"], config["lora"]["r"]) == (0.3, 4)
-    adapter = json.loads((tmp_path / "sweep/1/adapter/adapter_config.json").read_text())
-    assert adapter["r"] == 4
-    assert not (tmp_path / "sweep/0/adapter").exists()
-    words = yaml.safe_load((tmp_path / "sweep/1/.hydra/overrides.yaml").read_text())
+def test_a_job_is_a_run_of_its_own(place: Place) -> None:
+    typed = ["-m", "hydra.sweep.dir=sweep", "data.validation_share=0.2,0.3", "lora.r=4"]
+    done = place.call(*typed)
+    assert done.returncode == 0, done.said
+    config = yaml.safe_load((place.folder / "sweep/1/config.yaml").read_text())
+    assert (config["data"]["validation_share"], config["lora"]["r"], config["run_dir"]) == (0.3, 4, "sweep/1")
+    assert json.loads((place.folder / "sweep/1/adapter/adapter_config.json").read_text())["r"] == 4
+    words = yaml.safe_load((place.folder / "sweep/1/.hydra/overrides.yaml").read_text())
     assert "lora.r=4" in words and "data.validation_share=0.3" in words
-    again = hydratune(*typed[:-1], "stages=[prepare,train,merge,generate]", "generate.prompts=[hello]")
-    assert again.returncode == 3
-    assert "train     done: already finished, skipped" in again.stdout
-    assert (tmp_path / "sweep/1/samples.jsonl").is_file()  # what may change on a run reaches a job that is there
-    other = hydratune(*typed, "seed=1")
-    assert other.returncode == 2
-    assert "sweep/0 holds a run with other settings: set another hydra.sweep.dir." in other.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["starting", "training"])
-def test_a_signal_stops_the_sweep_and_saves_the_job(
-    when: str, base: list[str], environment: dict[str, str], hydratune: Command, tmp_path: Path
-) -> None:
-    typed = [*base, "trainer.max_steps=300", "seed=1,2", "stages=[prepare,train]"]
-    process = subprocess.Popen([sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment)
-    deadline = time.monotonic() + 120
-    mark = tmp_path / ("sweep/0/train_log.jsonl" if when == "training" else "sweep/0/config.yaml")
-    while not mark.is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
-    assert bool(list((tmp_path / "sweep/0").glob("checkpoints/checkpoint-*"))) == (when == "training")
-    assert not (tmp_path / "sweep/1").exists()
+    more = place.call(*typed, "stages=[prepare,train,merge,generate]", "generate.prompts=[hello]")
+    assert more.returncode == 0, more.said
+    assert more.stdout.count("train     done: already finished, skipped") == 2
+    assert (place.folder / "sweep/1/samples.jsonl").is_file()  # what may change on a run reaches a job that is there
+    words = ["run_dir=sweep/1", "stages=[prepare,train]", "trust=true"]
+    single = place.warm.call(*words, folder=place.folder, HYDRATUNE_CACHE=str(place.folder / "cache"))
+    assert single.returncode == 0 and "train     done: already finished, skipped" in single.stdout, single.said
 
 
 @pytest.mark.slow
 def test_a_job_sees_the_libraries_and_not_the_working_directory(
-    base: list[str], hydratune: Command, tmp_path: Path
+    base: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "datasets.py").write_text("raise RuntimeError('shadowed')")
     typed = [*base[:-1], "hydra.sweep.dir='my sweep (1)'", "name='a,b'", "seed=1", "stages=[prepare]"]
-    from_a_shell = [str(Path(sys.executable).with_name("hydratune")), *typed]
-    environment = {**os.environ, "HYDRATUNE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    from_a_shell = [str(Path(sys.executable).with_name("hydratune")), *typed, "hydra.launcher.start_method=spawn"]
     done = subprocess.run(from_a_shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "my sweep (1)/0/receipts/prepare.json").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("typed", [["sweep=seeds"], ["hydra/launcher=here"]], ids=["sweep=", "launcher="])
-def test_a_sweep_without_m_is_a_sweep(typed: list[str], base: list[str], hydratune: Command) -> None:
-    done = hydratune(*base[1:], *typed, "stages=[]")
-    assert done.returncode == 0, done.stderr
-    assert f"{3 if 'sweep=seeds' in typed else 1} jobs checked" in done.stdout
