@@ -3,11 +3,15 @@ VENV := .venv
 # Another build of torch: make setup TORCH='torch==2.13.0 --index-url <index of that build>'
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Test processes: as many as the machine has cores and memory for (tests/conftest.py); WORKERS=0 for none beside pytest
+WORKERS ?= auto
 BENCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# A file's tests stay together, for what its fixtures train; files start in the order that tests/conftest.py gives them.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SHELL_SCRIPTS := .ci/run $(wildcard launchers/*.sbatch launchers/*.sh tests/slurm/*.sh)
 
 .DEFAULT_GOAL := help
@@ -34,10 +38,10 @@ SLURM := $(or $(CI),$(and $(shell command -v slurmctld),$(filter 0,$(shell id -u
 
 test: lint types shellcheck ## Run all checks, then all tests that need no GPU
 	$(if $(SLURM),,@echo "Without Slurm (or root) here: the tests marked slurm do not run.")
-	$(BIN)/python -m pytest -m "not gpu$(if $(SLURM),, and not slurm)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu$(if $(SLURM),, and not slurm)" $(PYTEST_ARGS)
 
 test-fast: $(STAMP) ## Run only the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not slurm" $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from warm import Place, Warm, place_in
+from warm import Place, Warm, place_in, run_warm, shared_warm
+
+# Before torch is imported: the results of a test don't depend on how many cores there are or on what runs beside it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
@@ -38,6 +42,19 @@ def chat_rows() -> list[dict[str, list[dict[str, str]]]]:
 
 
 ROWS = "".join(json.dumps(row) + "\n" for row in chat_rows())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core that has 4 GiB beside it, which the demo's run needs most of; 8 are kept busy."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)), round(memory / 2**32), 8))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: what is left for the end is short, and no worker waits for another."""
+    slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "slurm")))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +128,16 @@ def hydratune(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subp
 
 
 @pytest.fixture
+def warm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `hydratune`, of a process that has its imports behind it."""
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        return run_warm(args, tmp_path, environment)
+
+    return call
+
+
+@pytest.fixture
 def refused(
     tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
@@ -135,21 +162,18 @@ def refused(
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+def forks() -> Warm:
     """The command in forked processes."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    started = Warm(tmp_path_factory.mktemp("said"), environment)
-    yield started
-    started.close()
+    return shared_warm()
 
 
 @pytest.fixture
-def place(tmp_path: Path, warm: Warm, tiny: Path) -> Place:
+def place(tmp_path: Path, forks: Warm, tiny: Path) -> Place:
     """A folder for sweeps."""
-    return place_in(tmp_path, warm, tiny, ROWS)
+    return place_in(tmp_path, forks, tiny, ROWS)
 
 
 @pytest.fixture(scope="module")
-def shared_place(tmp_path_factory: pytest.TempPathFactory, warm: Warm, tiny: Path) -> Place:
+def shared_place(tmp_path_factory: pytest.TempPathFactory, forks: Warm, tiny: Path) -> Place:
     """One for the sweep that several tests of a file look at."""
-    return place_in(tmp_path_factory.mktemp("place"), warm, tiny, ROWS)
+    return place_in(tmp_path_factory.mktemp("place"), forks, tiny, ROWS)

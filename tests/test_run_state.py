@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from warm import run_warm
 
 pytestmark = pytest.mark.slow
 Run = subprocess.CompletedProcess[str]
@@ -36,9 +37,7 @@ class Place:
         return [sys.executable, "-m", "hydratune", *arguments]
 
     def call(self, *arguments: str, status: int = 0, cwd: Path | None = None) -> Run:
-        done = subprocess.run(
-            self.command(*arguments), cwd=cwd or self.folder, env=self.env, capture_output=True, text=True
-        )
+        done = run_warm(arguments, cwd or self.folder, self.env)
         assert done.returncode == status, done.stdout + done.stderr
         return done
 

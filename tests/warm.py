@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 PATIENCE = 120.0  # seconds; far above what anything takes on a busy machine
@@ -35,7 +37,9 @@ def nursery() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _child(arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, limit: int) -> None:
+def _child(
+    arguments: list[str], folder: str, environment: dict[str, str], typed: str, out: str, err: str, limit: int
+) -> None:
     from hydratune.main import main
     from hydratune.sweep.processes import _end_with
 
@@ -43,8 +47,9 @@ def _child(arguments: list[str], folder: str, environment: dict[str, str], out: 
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number, name in ((0, os.devnull), (1, out), (2, err)):
+    for number, name in ((0, typed or os.devnull), (1, out), (2, err)):
         os.dup2(os.open(name, os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdin = os.fdopen(0)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["hydratune", *arguments]
@@ -102,13 +107,13 @@ class Warm:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, *words: str, folder: Path, limit: int = 0, **environment: str) -> Started:
-        """`limit`: bytes that a file may have, as if the disk were full from there on."""
+    def start(self, *words: str, folder: Path, typed: str = "", limit: int = 0, **environment: str) -> Started:
+        """`typed`: a file for standard input; `limit`: bytes that a file may have, as if the disk were full from there on."""
         self.count += 1
         out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
         wanted = {
-            "arguments": words, "folder": str(folder), "environment": self.environment | environment, "out": str(out),
-            "err": str(err), "limit": limit,
+            "arguments": words, "folder": str(folder), "environment": self.environment | environment, "typed": typed,
+            "out": str(out), "err": str(err), "limit": limit,
         }  # fmt: skip
         return Started(self.ask(wanted), out, err, self.ask)
 
@@ -120,6 +125,24 @@ class Warm:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+@cache
+def shared_warm() -> Warm:
+    """The one of this test process; it ends when this process does, and its standard input with it."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return Warm(Path(mkdtemp(prefix="said-")), environment)
+
+
+def run_warm(
+    arguments: Sequence[str], folder: Path, environment: dict[str, str], typed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` gives of the command in `folder`, with `typed` on its standard input."""
+    warm = shared_warm()
+    file = warm.folder / "typed"
+    file.write_text(typed)
+    done = warm.call(*arguments, folder=folder, typed=str(file), **environment)
+    return subprocess.CompletedProcess(["hydratune", *arguments], done.wait(), done.stdout, done.stderr)
 
 
 def until(holds: Callable[[], object], otherwise: Callable[[], str] = lambda: "") -> None:

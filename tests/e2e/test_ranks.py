@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -184,7 +185,9 @@ def test_a_mistake_is_said_once(override: str, sentence: str, tiny, rows, enviro
 
 def ranks_without_a_launcher(typed: list[str], environment: dict[str, str], folder: Path) -> list[tuple[int, str]]:
     """Two processes with torchrun's variables alone: nothing ends the second when the first fails."""
-    port = 20_000 + os.getpid() % 10_000
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(

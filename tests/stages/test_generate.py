@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from transformers import AutoTokenizer
+from warm import run_warm
 
 from hydratune.stages import generate
 
@@ -22,10 +22,7 @@ def call(folder: Path, *arguments: str, typed: str | None = None, status: int = 
         **os.environ, "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "hydratune", *arguments], cwd=folder, env=env, input=typed or "", capture_output=True,
-        text=True,
-    )  # fmt: skip
+    done = run_warm(arguments, folder, env, typed or "")
     assert done.returncode == status, done.stdout + done.stderr
     return done
 

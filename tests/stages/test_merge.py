@@ -19,6 +19,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from warm import run_warm
 
 from hydratune import pipeline
 from hydratune.build.expected import in_float32
@@ -125,7 +126,7 @@ def call(folder: Path, *arguments: str, status: int = 0) -> subprocess.Completed
         **os.environ, "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
-    done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True)
+    done = run_warm(arguments, folder, env)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 

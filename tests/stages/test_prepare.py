@@ -25,12 +25,12 @@ PLAIN = [exchange(f"What is noun {number} of the river?", f"It is {number * 7}."
 
 
 @pytest.fixture
-def prepared(tiny: Path, hydratune, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def prepared(tiny: Path, warm, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run the stage on rows; returns its receipt, with what the screen said under `screen`."""
 
     def call(rows: list[Row], *settings: str, run: str = "run") -> dict[str, Any]:
         write(tmp_path / "rows.jsonl", rows)
-        done = hydratune(
+        done = warm(
             "model=local", f"model.name_or_path={tiny}", "data.path=rows.jsonl", "stages=[prepare]", f"run_dir={run}",
             "trainer.max_steps=2", *settings,
         )  # fmt: skip
@@ -180,11 +180,11 @@ def test_a_benchmarks_own_documents_among_the_rows(prepared, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_rows_as_tokens(tiny: Path, hydratune, tmp_path: Path) -> None:
+def test_the_rows_as_tokens(tiny: Path, warm, tmp_path: Path) -> None:
     rows = [row["messages"] for row in chat_rows()]
     write(tmp_path / "rows.jsonl", rows)
     settings = ["model=local", f"model.name_or_path={tiny}", "data.path=rows.jsonl"]
-    done = hydratune("data", "3", *settings)
+    done = warm("data", "3", *settings)
     assert done.returncode == 0, done.stderr
     assert "training   24 rows, " in done.stdout and not (tmp_path / "runs").exists()
     _, _, text = done.stdout.partition("rows.jsonl, row 3: ")
@@ -196,11 +196,11 @@ def test_the_rows_as_tokens(tiny: Path, hydratune, tmp_path: Path) -> None:
         for turn in rows[2]
     )  # fmt: skip
     assert shown == turns.rstrip("\n")
-    first = hydratune("data", *settings)
+    first = warm("data", *settings)
     assert [
         line.split(" row ")[1].split(":")[0] for line in first.stdout.splitlines() if "rows.jsonl, row " in line
     ] == list("123")
-    gone = hydratune("data", "25", *settings)
+    gone = warm("data", "25", *settings)
     assert (gone.returncode, gone.stderr) == (
         2, "hydratune: There is no training row 25: it may be held out, left out, or beyond the 24 rows.\n"
     )  # fmt: skip
@@ -222,14 +222,14 @@ def losses(run: Path, name: str = "loss") -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["assistant", "all"])
-def test_packed_rows_train_as_single_ones(loss: str, tiny: Path, rows: Path, hydratune, tmp_path: Path) -> None:
+def test_packed_rows_train_as_single_ones(loss: str, tiny: Path, rows: Path, warm, tmp_path: Path) -> None:
     """24 rows in one batch, padded, in packs, in packs in one line, and in one line: the same losses."""
     ways = {
         "single": [], "packed": ["data.packing=true"], "line": ["data.padding_free=true"],
         "packed_line": ["data.packing=true", "data.padding_free=true"],
     }  # fmt: skip
     for name, settings in ways.items():
-        done = hydratune(
+        done = warm(
             "model=local", f"model.name_or_path={tiny}", f"data.path={rows}", f"data.loss={loss}",
             "data.validation_share=0.3", f"run_dir={name}", "trainer.max_length=256", *TRAINED, *settings,
             "trainer.per_device_eval_batch_size=3",
@@ -244,8 +244,8 @@ def test_packed_rows_train_as_single_ones(loss: str, tiny: Path, rows: Path, hyd
 
 
 @pytest.mark.slow
-def test_the_validation_loss_along_the_way(tiny: Path, rows: Path, hydratune, tmp_path: Path) -> None:
-    done = hydratune(
+def test_the_validation_loss_along_the_way(tiny: Path, rows: Path, warm, tmp_path: Path) -> None:
+    done = warm(
         "model=local", f"model.name_or_path={tiny}", f"data.path={rows}", "data.validation_share=0.2", "run_dir=run",
         "trainer.eval_steps=2", "lora=all_linear", "trainer.max_steps=5", "stages=[prepare,train]",
     )  # fmt: skip
@@ -258,7 +258,7 @@ def test_the_validation_loss_along_the_way(tiny: Path, rows: Path, hydratune, tm
 
 
 @pytest.mark.slow
-def test_a_model_that_lets_packed_rows_see_one_another_is_refused(tiny: Path, rows, hydratune, tmp_path: Path) -> None:
+def test_a_model_that_lets_packed_rows_see_one_another_is_refused(tiny: Path, rows, warm, tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
@@ -270,7 +270,7 @@ def test_a_model_that_lets_packed_rows_see_one_another_is_refused(tiny: Path, ro
     )  # fmt: skip
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     tokenizer.save_pretrained(tmp_path / "opt")
-    done = hydratune(
+    done = warm(
         "model=local", "model.name_or_path=opt", f"data.path={rows}", "data.packing=true", "run_dir=run",
         "model.attn_implementation=eager", *TRAINED,
     )  # fmt: skip
