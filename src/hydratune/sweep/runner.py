@@ -96,8 +96,9 @@ class Runner:
         return bool(self.signals) or self.hopeless or self.plan.folder.is_cancelled()
 
     def _is_done(self, job: Job) -> bool:
-        record = read_record(job.root)
-        return state_of(job.root, record) == "done" and not pipeline.unfinished(job.config)
+        record, wanted = read_record(job.root), job.config.objective
+        told = record is not None and (wanted is None or record.objective == wanted)
+        return told and state_of(job.root, record) == "done" and not pipeline.unfinished(job.config)
 
     def _try(self, job: Job) -> None:
         """Start the job, unless another process has it, or has had it since this one began."""
