@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 class GridSweeper(Sweeper):
     """Every combination of the values given. Unlike Hydra's own, writes nothing before all jobs are checked."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, params: dict[str, str] | None = None, **unknown: Any) -> None:
+        self.params, self.unknown = params or {}, unknown
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Part of Hydra's interface."""
@@ -32,10 +32,13 @@ class GridSweeper(Sweeper):
         from hydra.core.utils import JobStatus
         from omegaconf import OmegaConf
 
+        from hydratune.config.schema import ConfigError
         from hydratune.sweep.grid import grid
         from hydratune.sweep.here import FAILED
 
         assert self.hydra_context and self.launcher and self.config is not None
+        for key in self.unknown:
+            raise ConfigError(f"hydra/sweeper=grid has no {key}: leave hydra.sweeper.{key} out.")
         overrides = [f"{k}={'null' if v is None else v}" for k, v in self.params.items()] + arguments
         asked, first = self.config.sweep, self.config.seed
         zipped: Any = OmegaConf.to_container(asked.zip, resolve=True)

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -97,10 +98,10 @@ def _tiny(folder: Path, like: str) -> str:
 
 def _looks(place: Path) -> list[str]:
     """Status and report of a sweep of many jobs, beside an interpreter that imports what a report needs."""
-    from tests.sweeps_on_disk import write_sweep
+    from tests.sweeps_on_disk import Job, write_sweep
 
-    folder = place / "many"
-    write_sweep(folder, LOOKS)
+    folder, random = place / "many", np.random.default_rng(0)
+    write_sweep(folder, [Job([f"lora.r={n}"], random.random(100) < 0.5, higher_is_better=True) for n in range(LOOKS)])
     libraries = "import numpy, scipy.stats, statsmodels.stats.contingency_tables, matplotlib.figure"
     plain = run([sys.executable, "-c", libraries], place)
     nothing = run([sys.executable, "-c", ""], place)

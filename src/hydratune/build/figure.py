@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,9 @@ def figure(key: str, values: Sequence[str], rows: Sequence[Row], objective: str,
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second, which only figures need
     from matplotlib.figure import Figure
 
-    whole = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
-    axes = FigureCanvasAgg(whole).figure.subplots()
+    whole: Any = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(whole)
+    axes: Any = whole.subplots()
     numbers = _numbers(values)
     if numbers is None:
         kinds = sorted(set(values), key=_natural)
@@ -34,7 +36,7 @@ def figure(key: str, values: Sequence[str], rows: Sequence[Row], objective: str,
             axes.minorticks_off()
     heights = np.array([row.value for row in rows])
     errors = np.array([row.stderr or 0.0 for row in rows])
-    how = {"fmt": "o", "capsize": 2, "markersize": 4}
+    how: dict[str, Any] = {"fmt": "o", "capsize": 2, "markersize": 4}
     axes.errorbar(places, heights, errors, color="0.55", alpha=max(0.15, min(1.0, 30 / len(rows))), **how)
     found = [heights[places == place] for place in np.unique(places)]
     tops = [some.min() if lower else some.max() for some in found]
@@ -50,7 +52,7 @@ def figure(key: str, values: Sequence[str], rows: Sequence[Row], objective: str,
     return buffer.getvalue()
 
 
-def _zoom(axes: object, heights: np.ndarray, errors: np.ndarray, lower: bool) -> int:
+def _zoom(axes: Any, heights: np.ndarray, errors: np.ndarray, lower: bool) -> int:
     """Cut the worse end off where a few settings that went astray would press the others flat. Returns how many."""
     worse = heights - heights[0] if lower else heights[0] - heights
     edge = (1 + BEYOND) * float(np.median(worse))
@@ -59,7 +61,7 @@ def _zoom(axes: object, heights: np.ndarray, errors: np.ndarray, lower: bool) ->
         return 0
     kept = worse <= edge
     low, high = (heights - errors)[kept].min(), (heights + errors)[kept].max()
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))  # type: ignore[attr-defined]
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     return beyond
 
 

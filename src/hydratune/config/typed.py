@@ -139,7 +139,7 @@ def _take_generate(words: list[str]) -> list[str]:
         return any(word.startswith(f"{key}=") for word in overrides)
 
     if prompts[1:]:
-        overrides.append(f"generate.prompts=[{','.join(_quoted(prompt) for prompt in prompts[1:])}]")
+        overrides.append(f"generate.prompts=[{','.join(quoted(prompt) for prompt in prompts[1:])}]")
     elif (
         not names("generate.prompts")
         and not names("generate.file")
@@ -155,7 +155,7 @@ def _take_generate(words: list[str]) -> list[str]:
     return [*overrides, "stages=[generate]"]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as Hydra's grammar quotes it, with nothing in it taken for an interpolation."""
     text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return "'" + text.replace("${", "\\${") + "'"

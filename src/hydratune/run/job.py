@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from hydratune.run.layout import RunDir, alone_in, is_held, write_json
 from hydratune.run.objective import Objective
 from hydratune.run.signals import SAVED
 
+AFTER_ATTEMPT = "HYDRATUNE_AFTER_ATTEMPT"  # environment: the attempts that the job had when it was started for another
 CANCELLED = "cancelled"  # the name of the marker, in a job's folder or in the sweep's
 STATES = ("waiting", "running", "done", "failed", "stopped", "interrupted", CANCELLED)
 
@@ -60,8 +61,10 @@ def write_record(root: Path, record: Record) -> None:
 def state_of(root: Path, record: Record | None) -> str:
     """One of STATES. A record can't tell of the kill that came after it; the lock, which the system lets go of, can."""
     state = record.state if record else "waiting"
-    if state == "running" or (record is None and (root / ".lock").exists()):
+    if state == "running":
         state = "running" if is_held(root) else "interrupted"
+    elif record is None and is_held(root):
+        state = "running"
     if state in ("waiting", "stopped", "interrupted") and is_cancelled(root):
         return CANCELLED
     return state
@@ -92,11 +95,16 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
         return
     with alone_in(run):
         before = read_record(run.root) or Record("waiting", attempt=0)
+        if before.attempt > int(os.environ.pop(AFTER_ATTEMPT, before.attempt)):
+            raise RunError(f"Another process has had {run.root} meanwhile.")
         record = Record(
             "running", attempt=before.attempt + 1, host=platform.node(), pid=os.getpid(), started=time.time(),
             seconds=before.seconds,
         )  # fmt: skip
-        write_record(run.root, record)
+        try:
+            write_record(run.root, record)
+        except OSError as error:
+            raise RunError(f"{run.root} can't be written: {error.strerror}.") from None
         ended = record.at_end("failed", "it ended without a word")
         try:
             yield outcome
@@ -112,7 +120,8 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
             ended = record.at_end("failed", _said(error))
             raise
         finally:
-            write_record(run.root, ended)
+            with suppress(OSError):  # a full disk hides no other error; without it the job counts as interrupted
+                write_record(run.root, ended)
 
 
 def _said(error: BaseException) -> str:

@@ -77,10 +77,10 @@ def is_held(root: Path) -> bool:
     try:
         with (root / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # none has been there, or who looks may not open it
+        return False
     return False
 
 

@@ -39,7 +39,7 @@ def run(words: Sequence[str]) -> None:
 
 def taken(verb: str, words: list[str], keys: Sequence[str] = (), numbers: bool = False) -> Words:
     """The words of a verb taken apart. Raises ConfigError for what the verb doesn't take."""
-    bare = [word for word in words if "=" not in word]
+    bare = [*words[:1], *(word for word in words[1:] if "=" not in word)]
     if not bare:
         raise ConfigError(
             f"sweep {verb} needs the sweep's folder: {USAGE.replace('status|logs|report|best|resume|cancel', verb)}."
@@ -50,13 +50,16 @@ def taken(verb: str, words: list[str], keys: Sequence[str] = (), numbers: bool =
             what = "numbers of jobs after the folder" if numbers else "one folder"
             raise ConfigError(f"sweep {verb} takes {what}, found {word!r}.")
     settings = {}
-    for word in words:
+    for word in words[1:]:
         key, equals, value = word.partition("=")
         if equals and key not in keys:
             takes = f"takes {', '.join(keys)}" if keys else "takes no settings"
             raise ConfigError(f"sweep {verb} {takes}, found {word}{suggestion(key, keys)}: leave it out.")
         if equals:
-            settings[key] = yaml.safe_load(value)
+            try:
+                settings[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(f"{word} can't be read: quote its value, or leave it out.") from None
     _ = folder.info  # which refuses a folder that is none
     wanted = [int(word) for word in bare[1:]]
     if wanted:

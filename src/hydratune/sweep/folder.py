@@ -112,7 +112,7 @@ class SweepDir:
                     if not root.exists():
                         made.insert(0, root)
                         root.mkdir()
-                    self._put_config(root, config_of(place, number), asked[place].words)
+                    self.put_config(root, config_of(place, number), asked[place].words)
                 lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
                 write_atomically(self.root / "jobs.jsonl", lines)
                 return numbers
@@ -157,7 +157,7 @@ class SweepDir:
                 entries[number] = Entry(number, entry.hash, entry.overrides, entry.words, replaced=True)
         return [entry for _, entry in sorted((entries | new).items())]
 
-    def _put_config(self, root: Path, plain: dict[str, Any], words: list[str]) -> None:
+    def put_config(self, root: Path, plain: dict[str, Any], words: list[str]) -> None:
         """config.yaml, which says what is run; of a job at work it says what that was started with."""
         run = RunDir(root)
         text = yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)

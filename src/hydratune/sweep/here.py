@@ -49,6 +49,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 def launch(plan: Plan, here: Here) -> list[JobReturn]:
     """Check what the libraries know, write the sweep down, run what is left of it, and say how it ended."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no sweep
     gpus = _gpus()
     slots = int(here.n_jobs) if here.n_jobs != "auto" else max(1, len(gpus))
     if gpus and slots > len(gpus):
@@ -75,13 +76,16 @@ def launch(plan: Plan, here: Here) -> list[JobReturn]:
         say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
         return [_returned(job, JobStatus.COMPLETED, None) for job in plan.jobs]
     plan = plan.register()
-    for job in plan.jobs if plan.reuse else []:
-        if found := take_over(job, plan.folder):
-            say(f"{job.label}: taken over from {found}")
+    if plan.reuse:
+        take_over(plan)
     runner = Runner(plan, fork, slots, gpus, here.max_failures, here.timeout_min)
     with handled(runner.take):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no sweep
         runner.run()
+    if runner.trouble:
+        raise RunError(
+            f"The sweep was stopped, its jobs with their state saved where that was possible: {runner.trouble}. Type the "
+            "same command again when that is mended."
+        )
     return _ended(plan, runner)
 
 

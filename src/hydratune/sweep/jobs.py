@@ -84,6 +84,10 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
     typed = list(master.hydra.overrides.task)
     swept = list(dict.fromkeys(_key(word) for job in overrides for word in job if word not in typed))
     info = _info(master, typed, swept)
+    grid = str(master.hydra.sweeper.get("_target_")).endswith(".GridSweeper")
+    for key in () if grid else ("zip", "seeds"):
+        if master.sweep[key] != getattr(SweepConf(), key):
+            raise ConfigError(f"sweep.{key} is read by hydra/sweeper=grid alone: leave it out, or the other sweeper.")
     configs = _composed(loader, master, overrides)
     named = master.hydra.sweep.dir
     folder = SweepDir(Path(f"runs/{configs[0].name}-sweep-{info['identity']}" if named == "auto" else named))
@@ -96,7 +100,7 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
         make_absolute(config)
         said = [secrets.redacted_override(word) for word in words if _key(word).partition(".")[0] != "sweep"]
         jobs.append(Job(-1, _hash(config, swept), [w for w in said if _key(w) in swept], said, config))
-    if str(master.hydra.sweeper.get("_target_")).endswith(".GridSweeper"):  # a search may choose the same again
+    if grid:  # a search may choose the same again
         _refuse_twins(jobs)
     numbers = folder.numbers([Asked(job.hash, job.overrides, job.words) for job in jobs])
     jobs = [_numbered(job, number, folder) for job, number in zip(jobs, numbers, strict=True)]
@@ -124,11 +128,9 @@ def _key(word: str) -> str:
 
 def _info(master: DictConfig, typed: list[str], swept: list[str]) -> dict[str, Any]:
     """What sweep.json holds. The identity is that of the command: other values of what is swept extend the sweep."""
-    fixed = [
-        word
-        for word in typed
-        if _key(word) not in swept and _key(word).partition(".")[0] not in (*FREE, "hydra/launcher")
-    ]
+    free = {*FREE, "hydra/launcher"}
+    # sweep=NAME is a file that may set anything; sweep.seeds and the like only say which jobs there are
+    fixed = [w for w in typed if _key(w) not in swept and (_key(w) == "sweep" or _key(w).partition(".")[0] not in free)]
     place = [str(source.path) for source in master.hydra.runtime.config_sources if source.provider == "command-line"]
     said = json.dumps([sorted(fixed), sorted(swept), place, master.hydra.job.config_name])
     launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)

@@ -56,13 +56,13 @@ def report(words: list[str]) -> None:
     found, lower, board = _read(root, direction)
     folder = root / "report"
     seen = text.Shown(found.objective, lower, board, found.unfinished)
+    say(text.as_screen(seen))
     try:
         write_atomically(folder / "leaderboard.csv", text.as_csv(seen))
         write_atomically(folder / "leaderboard.md", text.as_markdown(seen))
         missing = _figures(folder, seen)
     except OSError as error:
         raise ConfigError(f"{folder} can't be written ({error.strerror}): make room or a way there.") from None
-    say(text.as_screen(seen))
     say(f"written to {folder}")
     if missing:
         say(missing)
@@ -76,14 +76,19 @@ def best(words: list[str]) -> None:
     words_of = {entry.number: entry.words for entry in found.folder.entries() if entry.number == winner.jobs[0].number}
     place = found.folder.info.get("config_dir")
     given = ["--config-dir", place] if place else []
-    say(shlex.join(["hydratune", *given, *words_of[winner.jobs[0].number]]))
+    number = winner.jobs[0].number
+    if any(word.startswith("sweep=") for word in found.folder.info.get("typed", [])):
+        # a named grid may set more than what it sweeps, and typed again it would be a sweep
+        say(shlex.join(["hydratune", "--from", str(found.folder.run_of(number))]))
+    else:
+        say(shlex.join(["hydratune", *given, *words_of[number]]))
     say(text.of_best(found.objective, board))
 
 
 def _typed(words: Sequence[str], verb: str) -> tuple[Path, str | None]:
     """The folder, and the direction where it was typed."""
-    folders = [word for word in words if "=" not in word]
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    folders = [*words[:1], *(word for word in words[1:] if "=" not in word)]
+    given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     direction = given.pop("direction", None)
     if given:
         key = next(iter(given))

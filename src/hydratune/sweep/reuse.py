@@ -2,42 +2,47 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 
 from hydratune.config.load import config_hash
+from hydratune.config.schema import RunError
 from hydratune.run import receipt
+from hydratune.run.console import say
 from hydratune.run.layout import RunDir, alone_in
 from hydratune.sweep.folder import SweepDir
-from hydratune.sweep.jobs import Job
+from hydratune.sweep.jobs import Job, Plan
 
 # what is another run's own
 LEFT = {"config.yaml", ".hydra", "job.json", "screen.log", ".lock", "cancelled", "checkpoints"}
 
 
-def take_over(job: Job, folder: SweepDir) -> Path | None:
-    """Copy what was trained with this job's settings, and what was made of it, into its folder; returns where it was.
+def take_over(plan: Plan) -> None:
+    """Copy what was trained with a job's settings, and what was made of it, into the job's folder, where it has not begun.
 
-    None where there is none, or the job has begun already. Weights are linked where the file system can.
+    Weights are linked where the file system can.
     """
-    if (job.root / "checkpoints").exists() or receipt.read(RunDir(job.root), "train"):
-        return None
-    for other in _same(job, folder):
-        if receipt.is_whole(RunDir(other), "train"):
-            with alone_in(RunDir(job.root)):
-                _copy(other, job.root)
-            return other
-    return None
-
-
-def _same(job: Job, folder: SweepDir) -> Iterator[Path]:
-    """Runs with the job's hash in the folder that the sweep lies in."""
-    beside = folder.root.absolute().parent
+    beside = plan.folder.root.absolute().parent
+    known: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(beside.glob("*/jobs.jsonl")):
         other = SweepDir(path.parent)
-        if path.parent != folder.root.absolute():
-            yield from (other.run_of(entry.number) for entry in other.entries() if entry.hash == job.hash)
-    yield from sorted(path for path in beside.glob(f"*-{config_hash(job.config)}") if path.is_dir())
+        if path.parent != plan.folder.root.absolute():
+            for entry in other.entries():
+                known[entry.hash].append(other.run_of(entry.number))
+    for job in plan.jobs:
+        alone = sorted(path for path in beside.glob(f"*-{config_hash(job.config)}") if path.is_dir())
+        found = next((one for one in [*known[job.hash], *alone] if receipt.is_whole(RunDir(one), "train")), None)
+        if found and not _has_begun(job):
+            try:
+                with alone_in(RunDir(job.root)):
+                    _copy(found, job.root)
+            except RunError:
+                continue  # another process has the job
+            say(f"{job.label}: taken over from {os.path.relpath(found)}")
+
+
+def _has_begun(job: Job) -> bool:
+    return (job.root / "checkpoints").exists() or receipt.read(RunDir(job.root), "train") is not None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """How a sweep is, what its jobs print, and the end of it, from its files alone."""
 
+import math
 import os
 import platform
 import signal
@@ -28,7 +29,12 @@ def show_status(folder: SweepDir, everything: bool) -> None:
         counts[state] += 1
         if record and state == "done":
             seconds, done = seconds + record.seconds, done + 1
-            if record.value is not None and (best is None or _is_better(record, best[1], info["direction"])):
+            known = record.value is not None and math.isfinite(record.value)
+            if (
+                known
+                and least_is_best(record.objective or "", info["direction"]) is not None
+                and (best is None or _is_better(record, best[1], info["direction"]))
+            ):
                 best = entry, record
         if record and state == "running":
             running += time.time() - record.started + record.seconds
@@ -139,12 +145,16 @@ def cancel(folder: SweepDir, numbers: list[int]) -> None:
 
 
 def _ask(pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
 
 
 def allow(folder: SweepDir, numbers: list[int]) -> None:
     """Take back what was cancelled: of these jobs, or of all."""
-    (folder.root / CANCELLED).unlink(missing_ok=True)
-    for number in numbers or [entry.number for entry in folder.entries()]:
-        (folder.run_of(number) / CANCELLED).unlink(missing_ok=True)
+    marked = [folder.root, *(folder.run_of(number) for number in numbers or [one.number for one in folder.entries()])]
+    try:
+        for root in marked:
+            if (root / CANCELLED).exists():
+                (root / CANCELLED).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder.root} can't be written: {error.strerror}.") from None
