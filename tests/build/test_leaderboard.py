@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hydratune.build import pair_tests
+from hydratune.build import pairwise
 from hydratune.build.leaderboard import EQUAL, NOT_COMPARED, WORSE, Board, Finished, Row, leaderboard
 from hydratune.build.scores import read_scores
 from hydratune.build.units import Units, packed, read_units, units_of
@@ -73,7 +73,7 @@ def test_equal_settings_are_rarely_called_worse(
     made: Callable[[np.random.Generator], list[list[Units]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the best of them is chosen by the same numbers: at most 5%, as far as so many repetitions can tell."""
-    monkeypatch.setattr(pair_tests, "RESAMPLES", (999, 9_999))  # enough for 28 pairs
+    monkeypatch.setattr(pairwise, "RESAMPLES", (999, 9_999))  # enough for 28 pairs
     assert wrongly_told(made) <= stats.binom.ppf(0.99, REPEATS, 0.05) / REPEATS
 
 

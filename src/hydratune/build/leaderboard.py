@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import comb, stdtr, stdtrit
 
-from hydratune.build.pair_tests import CHUNK, LEVEL, corrected, mcnemar, sign_flip
+from hydratune.build.pairwise import CHUNK, LEVEL, corrected, mcnemar, sign_flip
 from hydratune.build.units import Array, Units
 
 BEST, EQUAL, WORSE, NOT_COMPARED = "best", "can't be told from the best", "worse than the best", "not compared"

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as single_mcnemar
 
-from hydratune.build import pair_tests, statistics
-from hydratune.build.pair_tests import corrected, mcnemar, sign_flip
+from hydratune.build import pairwise, statistics
+from hydratune.build.pairwise import corrected, mcnemar, sign_flip
 
 
 def test_the_level_is_that_of_compare() -> None:
-    assert pair_tests.LEVEL == statistics.LEVEL
+    assert pairwise.LEVEL == statistics.LEVEL
 
 
 def test_mcnemar_is_that_of_single_pairs() -> None:
@@ -30,8 +30,8 @@ def test_sign_flip_is_that_of_single_pairs(n: int) -> None:
     assert found[0] == 1
     for line, p in zip(steps[1:], found[1:], strict=True):
         wanted = statistics.paired(np.zeros(n), line, None, "mean", 1).p
-        decided = wanted < pair_tests.LEVEL / 5  # then a bound may have been enough
-        assert (wanted * 0.8 <= p < pair_tests.LEVEL) if decided else p == pytest.approx(wanted, abs=0.015)
+        decided = wanted < pairwise.LEVEL / 5  # then a bound may have been enough
+        assert (wanted * 0.8 <= p < pairwise.LEVEL) if decided else p == pytest.approx(wanted, abs=0.015)
 
 
 def test_the_bound_is_never_below_the_exact_p() -> None:
