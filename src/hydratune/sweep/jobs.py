@@ -98,7 +98,7 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
             raise ConfigError(f"run_dir={config.run_dir} is one folder for all jobs: set hydra.sweep.dir instead.")
         config.sweep = SweepConf()  # which is no run's
         make_absolute(config)
-        said = [secrets.redacted_override(word) for word in words if _key(word).partition(".")[0] != "sweep"]
+        said = [secrets.redacted_override(w) for w in words if _key(w).partition(".")[0] not in ("sweep", "cluster")]
         jobs.append(Job(-1, _hash(config, swept), [w for w in said if _key(w) in swept], said, config))
     if grid:  # a search may choose the same again
         _refuse_twins(jobs)
@@ -128,7 +128,7 @@ def _key(word: str) -> str:
 
 def _info(master: DictConfig, typed: list[str], swept: list[str]) -> dict[str, Any]:
     """What sweep.json holds. The identity is that of the command: other values of what is swept extend the sweep."""
-    free = {*FREE, "hydra/launcher"}
+    free = {*FREE, "hydra/launcher", "cluster"}
     # sweep=NAME is a file that may set anything; sweep.seeds and the like only say which jobs there are
     fixed = [w for w in typed if _key(w) not in swept and (_key(w) == "sweep" or _key(w).partition(".")[0] not in free)]
     place = [str(source.path) for source in master.hydra.runtime.config_sources if source.provider == "command-line"]
