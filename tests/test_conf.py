@@ -26,7 +26,7 @@ def composed(*overrides: str) -> Config:
 
 
 def test_all_options_are_found() -> None:
-    assert len(OPTIONS) == 47
+    assert len(OPTIONS) == 51
     assert {*OPTIONS, Path("config")} == {*FILES}
 
 

@@ -16,7 +16,7 @@ STAGE_SETTINGS = {"merge", "generate", "sweep"}
 
 
 def test_every_conf_folder_is_a_group_with_a_build_file() -> None:
-    folders = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"experiment", "sweep", "hydra"}
+    folders = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"experiment", "sweep", "cluster", "hydra"}
     assert folders == GROUPS.keys() - STAGE_SETTINGS
     assert folders <= {path.stem for path in (SRC / "build").glob("*.py")}
 

@@ -97,7 +97,7 @@ def looks_wrong(typed: Typed) -> bool:
         if _differs(override.key_or_group, text):
             return True
         key, name = override.key_or_group, override.get_key_element()
-        if not key or name.startswith("~") or key.startswith(("hydra.", "hydra/")):
+        if not key or key == "cluster" or name.startswith("~") or key.startswith(("hydra.", "hydra/")):
             return True
         if (
             group_options(loader, key)

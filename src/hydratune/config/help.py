@@ -32,7 +32,7 @@ Options of each group, chosen by GROUP=OPTION:
 TAIL = "\nEvery key: hydratune explain model quantization lora data trainer ...    Hydra's own options: --hydra-help"
 ORDER = (
     "experiment", "model", "quantization", "lora", "data", "trainer", "benchmark", "tracking", "sweep",
-    "hydra/launcher",
+    "cluster", "hydra/launcher",
 )  # fmt: skip
 
 

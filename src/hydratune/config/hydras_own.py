@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from hydratune.config.cluster import launcher_problem, needs_slurm
 from hydratune.config.load import CONF_DIR
 from hydratune.config.schema import ConfigError
 from hydratune.config.settings import SWEPT, Setting, Sources, config_loader
@@ -31,11 +32,14 @@ IMPORTS = ("_target_", "_partial_", "_args_", "class", "()")  # names whose valu
 
 def hydra_problems(typed: Typed, found: Sources) -> list[tuple[str, str]]:
     """What is wrong with settings of Hydra's own, in files of the user's and as typed."""
-    wrong = []
+    wrong = [] if "cluster" in found.spoilt else needs_slurm(typed)
+    without = bool(wrong)  # a launcher: nothing more is to be said of its settings
     for setting in found.settings:
         key = setting.key.lstrip("+~")
         ours = Path(setting.place.rpartition(":")[0]).absolute().is_relative_to(CONF_DIR)
         if (key != "hydra" and not key.startswith("hydra.")) or (ours and setting.place not in typed.overrides):
+            continue
+        if without and setting.chosen.startswith("cluster="):
             continue
         said = _hydra_problem(typed, key, setting, found.spoilt)
         if said:
@@ -63,10 +67,14 @@ def _hydra_problem(typed: Typed, key: str, setting: Setting, spoilt: set[str]) -
     if key not in ALLOWED and not key.startswith(ALLOWED_BELOW):
         return f"there is no key {key}{suggestion(key, ALLOWED)} that hydratune reads: leave it out"
     if setting.place not in typed.overrides:
-        return _in_a_file(key, setting.value, typed.searches)
+        return _in_a_file(typed, key, setting.value)
     try:
         mode = RunMode.MULTIRUN if typed.multirun else RunMode.RUN
-        chosen = [f"{group}={option}" for group, option in typed.chosen(ALLOWED_GROUPS).items() if group not in spoilt]
+        chosen = [
+            f"{group}={option}"
+            for group, option in typed.chosen((*ALLOWED_GROUPS, "cluster")).items()
+            if group not in spoilt
+        ]
         config_loader(typed.config_dir).load_configuration(typed.config_name, [*chosen, setting.place], mode)
     except (HydraException, OmegaConfBaseException) as error:
         said = in_one_line(error)
@@ -74,11 +82,13 @@ def _hydra_problem(typed: Typed, key: str, setting: Setting, spoilt: set[str]) -
     return None
 
 
-def _in_a_file(key: str, value: Any, searches: bool) -> str | None:
+def _in_a_file(typed: Typed, key: str, value: Any) -> str | None:
     name = key.removeprefix("hydra.")
-    if name.startswith("sweeper.") and name.split(".")[1] != "params" and not searches:
+    if name.startswith("sweeper.") and name.split(".")[1] != "params" and not typed.searches:
         return f"there is no key {key}{suggestion(key, ['hydra.sweeper.params'])}"
-    if name.partition(".")[0] in ("sweeper", "launcher"):
+    if name.startswith("launcher."):
+        return launcher_problem(typed, key, value)
+    if name.startswith("sweeper."):
         return None  # as its option has it
     try:
         OmegaConf.update(OmegaConf.structured(HydraConf), name, value)

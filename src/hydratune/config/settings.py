@@ -20,7 +20,8 @@ from hydratune.config.values import groups, suggestion
 
 version.setbase("1.3")  # as main() asks of Hydra: what is read here has to be what Hydra will read
 
-FIXED = (*groups(), "experiment", "sweep")  # groups that config.yaml chooses an option of, each at its own place
+# groups that config.yaml chooses an option of, each at its own place
+FIXED = (*groups(), "experiment", "sweep", "cluster")
 SWEPT = "hydra.sweeper.params."
 
 

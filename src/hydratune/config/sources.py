@@ -7,6 +7,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
+from hydratune.config.cluster import PACKAGE
 from hydratune.config.defaults import composed_files, late_choices
 from hydratune.config.settings import (
     FIXED,
@@ -80,6 +81,10 @@ def _read_files(typed: Typed, chosen: list[str], loader: ConfigLoader, found: So
             read.add(config_path)
             found.problems += _shadowed(path, typed.config_dir, config_path)
             found.problems += late_choices(path, config_path)
+            if option.startswith("cluster=") and package != PACKAGE:
+                found.problems.append((f"{path}:1", f"the first line must be # @package {PACKAGE}"))
+                found.spoilt.add("cluster")
+                continue
             found.settings += settings_of(path, package, option, found)
 
 
