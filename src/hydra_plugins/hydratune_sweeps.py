@@ -49,11 +49,11 @@ class GridSweeper(Sweeper):
         return returned
 
 
-class HereLauncher(Launcher):
-    """This machine: one process a job, so that all memory comes back, N at a time."""
+class _Launcher(Launcher):
+    """What its own and Slurm's have in common."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = settings  # hydratune.sweep.here.Here
+        self.settings = settings  # as the launcher's option in conf/hydra/launcher has them
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Part of Hydra's interface."""
@@ -61,8 +61,17 @@ class HereLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Check every job, then start the first. Jobs are known by their settings: the index is not looked at."""
-        from hydratune.sweep.here import Here, launch
         from hydratune.sweep.jobs import planned
+        from hydratune.sweep.launching import launch, settings_of
 
-        here = Here(**self.settings)
-        return launch(planned(self.hydra_context.config_loader, self.config, job_overrides), here)
+        # before anything is composed: what is wrong with them is told at once
+        settings = settings_of(f"{type(self).__module__}.{type(self).__name__}", self.settings)
+        return launch(planned(self.hydra_context.config_loader, self.config, job_overrides), settings)
+
+
+class HereLauncher(_Launcher):
+    """This machine: one process a job, so that all memory comes back, N at a time."""
+
+
+class SlurmLauncher(_Launcher):
+    """Slurm: a task of an array a job, submitted and left."""

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hydratune.config.load import cache_dir
-from hydratune.config.schema import STAGES, Config, ConfigError, ModelConf
+from hydratune.config.schema import STAGES, Config, ConfigError, MachineError, ModelConf
 from hydratune.preflight_data import check_data, check_own_tasks, check_rendered
 from hydratune.preflight_hub import as_prefetched, is_of_hub, settle_hub
 from hydratune.preflight_options import check_generation, check_options
+from hydratune.run import login_node
 
 # what decides which modules an adapter gets, whatever its rank
 ADAPTED = (
@@ -30,8 +31,14 @@ def check(config: Config, stages: list[str]) -> None:
         raise ConfigError(found)
 
 
-def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
-    """The sentences of each job, of which jobs with the same settings share the work."""
+def check_jobs(jobs: Sequence[tuple[Config, list[str]]], elsewhere: bool = False) -> list[list[str]]:
+    """The sentences of each job, of which jobs with the same settings share the work.
+
+    Jobs that will run `elsewhere` are not refused for what this machine is or lacks.
+    """
+    here = [[] if elsewhere or not config.stages else stages for config, stages in jobs]  # stages=[] only checks
+    if any(refused := [login_node.refusal(stages) for stages in here]):
+        return refused
     import_for(jobs)
     missing = settle_hub(jobs)
     answers: dict[str, list[str]] = {}
@@ -44,7 +51,7 @@ def check_jobs(jobs: Sequence[tuple[Config, list[str]]]) -> list[list[str]]:
                 answers[key] = []
                 step(config)
             except ConfigError as error:
-                answers[key] = error.sentences
+                answers[key] = error.elsewhere if elsewhere and isinstance(error, MachineError) else error.sentences
         return answers[key]
 
     found = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hydratune.build.together import world_size
-from hydratune.config.schema import Config, ConfigError
+from hydratune.config.schema import Config, MachineError
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,21 @@ class Hardware:
     world_size: int = 1  # processes
 
 
-def _processes(config: Config, cuda: bool) -> list[str]:
-    """What does not fit how many processes there are."""
-    wrong = []
+def _processes(config: Config, cuda: bool) -> tuple[list[str], list[str]]:
+    """What is wrong with sharding, and what doesn't fit this machine or how many processes there are."""
+    wrong: list[str] = []
+    here: list[str] = []
     if world_size() > 1 and config.model.device_map:
-        wrong.append(
+        here.append(
             f"model.device_map={config.model.device_map} is one process's placement of a model on several devices, and "
             f"{world_size()} processes were started, each with a device of its own: set model.device_map=null."
         )
     if not config.trainer.fsdp:
-        return wrong
+        return wrong, here
     if not cuda:  # accelerate would train without it, and not say so
-        wrong.append("trainer.fsdp=true needs CUDA, and this machine has none: set trainer.fsdp=false.")
+        here.append("trainer.fsdp=true needs CUDA, and this machine has none: set trainer.fsdp=false.")
     elif world_size() == 1:
-        wrong.append(
+        here.append(
             "trainer.fsdp=true puts the weights in shards over processes, and one was started: start the run by "
             "launchers/node.sh, or set trainer.fsdp=false."
         )
@@ -48,7 +49,7 @@ def _processes(config: Config, cuda: bool) -> list[str]:
             f"trainer.optim={config.trainer.optim} is bitsandbytes', which knows no weights in shards: "
             "set trainer.optim=adamw_torch, or trainer.fsdp=false."
         )
-    return wrong
+    return wrong, here
 
 
 def resolve(config: Config) -> Hardware:
@@ -56,34 +57,34 @@ def resolve(config: Config) -> Hardware:
     cuda = torch.cuda.is_available()
     # bf16 products are slower than float32 ones on CPUs without AMX, so a CPU's auto is float32
     best = ("bfloat16" if torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
-    wrong = _processes(config, cuda)
+    wrong, here = _processes(config, cuda)
     if not cuda:
         if config.model.device_map and "cuda" in config.model.device_map:
-            wrong.append(
+            here.append(
                 f"model.device_map={config.model.device_map} needs CUDA, and this machine has none: "
                 "set model.device_map=null."
             )
         if config.trainer.optim.startswith("paged"):
-            wrong.append(
+            here.append(
                 f"trainer.optim={config.trainer.optim} needs CUDA, and this machine has none: set trainer.optim=adamw_torch."
             )
         if config.trainer.precision == "float16":
-            wrong.append(
+            here.append(
                 "trainer.precision=float16 needs CUDA, and this machine has none: set trainer.precision=float32."
             )
         compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
         if config.trainer.torch_compile and not any(map(shutil.which, compilers)):
-            wrong.append(
+            here.append(
                 "trainer.torch_compile=true needs a C++ compiler on a CPU, and there is none: install g++, or set "
                 "trainer.torch_compile=false."
             )
         if config.model.attn_implementation == "flash_attention_2":
-            wrong.append(
+            here.append(
                 "model.attn_implementation=flash_attention_2 needs CUDA, and this machine has none: "
                 "set model.attn_implementation=sdpa."
             )
     elif config.model.attn_implementation == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
-        wrong.append(
+        here.append(
             "model.attn_implementation=flash_attention_2 needs the package flash-attn: "
             "pip install flash-attn, or set model.attn_implementation=sdpa."
         )
@@ -99,8 +100,8 @@ def resolve(config: Config) -> Hardware:
             f"trainer.fsdp=true shards 4-bit weights only where they are stored in the others' type, {dtype}, found "
             f"{storage}: set quantization.bnb_4bit_quant_storage={dtype}."
         )
-    if wrong:
-        raise ConfigError(wrong)
+    if wrong or here:
+        raise MachineError(wrong, here)
     paged = cuda and config.quantization.kind != "none" and not config.trainer.fsdp
     return Hardware(
         device="cuda" if cuda else "cpu",

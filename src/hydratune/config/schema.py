@@ -17,6 +17,14 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.sentences))
 
 
+class MachineError(ConfigError):
+    """What this machine lacks, and another may have; `elsewhere` holds the sentences that are true of any."""
+
+    def __init__(self, elsewhere: list[str], here: list[str]) -> None:
+        self.elsewhere = elsewhere
+        super().__init__([*elsewhere, *here])
+
+
 @dataclass(frozen=True)
 class Broken:
     """A rule that a configuration breaks, and the keys or groups that it is about."""

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from hydratune.run.signals import SAVED
 
 AFTER_ATTEMPT = "HYDRATUNE_AFTER_ATTEMPT"  # environment: the attempts that the job had when it was started for another
 CANCELLED = "cancelled"  # the name of the marker, in a job's folder or in the sweep's
-STATES = ("waiting", "running", "done", "failed", "stopped", "interrupted", CANCELLED)
+STATES = ("waiting", "queued", "running", "done", "failed", "stopped", "interrupted", CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,17 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
         finally:
             with suppress(OSError):  # a full disk hides no other error; without it the job counts as interrupted
                 write_record(run.root, ended)
+
+
+def cause_of(status: int, screen: Path) -> str:
+    """Of the end of a process that wrote no record: the last line that it printed."""
+    try:
+        said = screen.read_text(errors="replace").splitlines()
+    except OSError:
+        said = []
+    # without what Slurm's own tools add to it
+    lines = [line for line in said if line.strip() and not re.match(r"Slurm: job|srun: .*(Exited|Terminat)", line)]
+    return (lines[-1].removeprefix("hydratune: ") if lines else f"it ended with exit status {status}")[:1000]
 
 
 def _said(error: BaseException) -> str:

@@ -55,11 +55,12 @@ def remove(run: RunDir, stage: str) -> None:
 def write(run: RunDir, stage: str, facts: dict[str, Any]) -> None:
     """Record a finished stage: `facts` (status, seconds, metrics, hardware, …), and with what it was made."""
     machine = {"node": platform.node(), "machine": platform.machine(), "python": platform.python_version()}
-    made_with = {"versions": _versions(), "git_commit": _git_commit(), "machine": machine}
-    write_json(run.receipt(stage), {"stage": stage, **facts, **made_with})
+    how = {"versions": made_with(), "git_commit": _git_commit(), "machine": machine}
+    write_json(run.receipt(stage), {"stage": stage, **facts, **how})
 
 
-def _versions() -> dict[str, str]:
+def made_with() -> dict[str, str]:
+    """Library -> its version."""
     found = {}
     for name in LIBRARIES:
         try:

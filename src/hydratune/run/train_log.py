@@ -39,3 +39,8 @@ def append_log(path: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def last_step(path: Path) -> int:
+    """The last that is logged; 0 before the first."""
+    return max((int(entry["step"]) for _, entry in _lines(path)), default=0)

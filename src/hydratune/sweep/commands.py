@@ -108,15 +108,17 @@ def _cancel(words: list[str]) -> None:
 def _resume(words: list[str]) -> None:
     from hydra.core.utils import JobStatus
 
-    from hydratune.sweep.here import FAILED, Here, launch
+    from hydratune.sweep.here import FAILED
     from hydratune.sweep.jobs import reopened
+    from hydratune.sweep.launching import KINDS, launch, settings_of
     from hydratune.sweep.status import allow
 
-    options = [f"hydra.launcher.{f.name}" for f in fields(Here)]
-    found = taken("resume", words, [*options, "trust"], numbers=True)
-    saved = {key: value for key, value in found.folder.info["launcher"].items() if not key.startswith("_")}
+    options = {f"hydra.launcher.{f.name}" for kind in KINDS.values() for f in fields(kind)}
+    found = taken("resume", words, [*sorted(options), "trust"], numbers=True)
+    saved = found.folder.info["launcher"]
     typed = {key.rpartition(".")[2]: value for key, value in found.settings.items() if key != "trust"}
-    here, plan = Here(**{**saved, **typed}), reopened(found.folder, found.numbers, found.settings.get("trust") is True)
+    settings = settings_of(saved["_target_"], {**saved, **typed})
+    plan = reopened(found.folder, found.numbers, found.settings.get("trust") is True)
     allow(found.folder, found.numbers)
-    if any(job.status == JobStatus.FAILED for job in launch(plan, here)):
+    if any(job.status == JobStatus.FAILED for job in launch(plan, settings)):
         sys.exit(FAILED)

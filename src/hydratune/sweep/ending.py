@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from hydratune.config.schema import RunError
-from hydratune.run.job import Record, read_record, write_record
+from hydratune.run.job import Record, cause_of, read_record, write_record
 from hydratune.run.layout import RunDir, alone_in
 from hydratune.run.signals import SAVED
 from hydratune.sweep.jobs import Job
@@ -73,10 +73,4 @@ def _told_by(record: Record, one: Running, status: int) -> Record:
 def _cause(status: int, screen: Path) -> str:
     if status == -signal.SIGKILL:
         return "killed by SIGKILL, as the system does when the memory runs out"
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    try:
-        lines = [line for line in screen.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return (lines[-1].removeprefix("hydratune: ") if lines else f"it ended with exit status {status}")[:1000]
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else cause_of(status, screen)

@@ -121,14 +121,21 @@ def _ended(plan: Plan, runner: Runner) -> list[JobReturn]:
         sys.exit(143)
     if left and not failed:
         sys.exit(SAVED)
-    returned = []
-    for job, record, state in found:
+    return returned(plan)
+
+
+def returned(plan: Plan) -> list[JobReturn]:
+    """What Hydra's sweepers get of each job."""
+    results = []
+    for job in plan.jobs:
+        record = read_record(job.root)
+        state = state_of(job.root, record)
         if record and state == "done":
-            returned.append(_returned(job, JobStatus.COMPLETED, record.value))
+            results.append(_returned(job, JobStatus.COMPLETED, record.value))
         else:
             cause = record.cause if record and record.cause else state
-            returned.append(_returned(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
-    return returned
+            results.append(_returned(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
+    return results
 
 
 def _returned(job: Job, status: JobStatus, value: Any) -> JobReturn:

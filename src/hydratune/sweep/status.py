@@ -13,9 +13,11 @@ from pathlib import Path
 from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
 from hydratune.run.job import CANCELLED, STATES, Record, read_record, state_of
-from hydratune.run.layout import RunDir, write_atomically
+from hydratune.run.layout import RunDir, is_held, write_atomically
 from hydratune.sweep.folder import Entry, SweepDir
 from hydratune.sweep.ranking import least_is_best
+from hydratune.sweep.slurm_queue import ENDING, Queued, in_queue, living
+from hydratune.sweep.slurm_queue import cancel as end_in_slurm
 
 SHOWN = 20  # jobs that are told of, of each state
 
@@ -25,7 +27,11 @@ def show_status(folder: SweepDir, everything: bool) -> None:
     info, counts, best = folder.info, Counter[str](), None
     seconds, done, running = 0.0, 0, 0.0
     lines: dict[str, list[str]] = {}
+    queue = living(folder)
     for entry, record, state in folder.states():
+        slurm = queue.get(entry.number)
+        if slurm and slurm.state != ENDING and state in ("waiting", "stopped", "interrupted", "failed"):
+            state = "queued"
         counts[state] += 1
         if record and state == "done":
             seconds, done = seconds + record.seconds, done + 1
@@ -38,8 +44,10 @@ def show_status(folder: SweepDir, everything: bool) -> None:
                 best = entry, record
         if record and state == "running":
             running += time.time() - record.started + record.seconds
-        if everything or (state in ("running", "failed", "interrupted", "stopped") and counts[state] <= SHOWN):
-            lines.setdefault(state, []).append(_line(entry, record, state, folder.run_of(entry.number)))
+        if everything or (
+            state in ("running", "queued", "failed", "interrupted", "stopped") and counts[state] <= SHOWN
+        ):
+            lines.setdefault(state, []).append(_line(entry, record, state, folder.run_of(entry.number), slurm))
     total = sum(counts.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     say(f"{folder.root}: {total} job{'s' * (total != 1)}, {told}")
@@ -50,12 +58,12 @@ def show_status(folder: SweepDir, everything: bool) -> None:
             say(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
     if best:
         say(f"best so far: {_named(best[0])}: {_value(best[1])}   (what it can be told from: sweep report)")
-    left = counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
+    left = counts["queued"] + counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
     if left and done and counts["running"]:
         mean = seconds / done
         rest = max(0.0, mean * left - running) / counts["running"]
         say(f"about {timedelta(seconds=round(rest))} left, {mean:.0f} s a job and {counts['running']} at a time")
-    elif left and not counts["running"]:
+    elif left and not counts["running"] and not counts["queued"]:
         say(f"none is running: hydratune sweep resume {folder.root} goes on")
     if folder.is_cancelled():
         say(f"cancelled: hydratune sweep resume {folder.root} goes on")
@@ -79,8 +87,10 @@ def _value(record: Record) -> str:
     return f"{record.objective} {record.value:.4g}" + ("" if record.stderr is None else f" ± {record.stderr:.2g}")
 
 
-def _line(entry: Entry, record: Record | None, state: str, root: Path) -> str:
+def _line(entry: Entry, record: Record | None, state: str, root: Path, slurm: Queued | None) -> str:
     words = [f"  {_named(entry)} {state}"]
+    if slurm:
+        words.append(slurm.words)
     if record and state == "running":
         words.append(f"on {record.host} for {timedelta(seconds=round(time.time() - record.started))}")
         words += [f"attempt {record.attempt}"] if record.attempt > 1 else []
@@ -120,7 +130,7 @@ def _last_lines(path: Path, count: int) -> list[str]:
 def cancel(folder: SweepDir, numbers: list[int]) -> None:
     """Mark the jobs, or the sweep: what is at work saves its state and ends, and nothing goes on until resume."""
     states = {entry.number: state for entry, _, state in folder.states()}
-    if all(states[number] in ("done", "failed") for number in numbers or states):
+    if all(states[n] in ("done", "failed") for n in numbers or states) and not living(folder):
         raise ConfigError(
             f"{folder.root} has no job that runs or waits{' among those' if numbers else ''}: nothing to cancel."
         )
@@ -130,6 +140,11 @@ def cancel(folder: SweepDir, numbers: list[int]) -> None:
     except OSError as error:
         raise ConfigError(f"{folder.root} can't be written: {error.strerror}.") from None
     counts: Counter[str] = Counter()
+    queue = [one for one in in_queue(folder) if one.state != ENDING]
+    asked = [one for one in queue if one.number in numbers and not one.prepares] if numbers else queue
+    at_work = {one.task for one in asked if is_held(folder.run_of(one.number))}
+    end_in_slurm([one.task for one in asked if one.task not in at_work], sorted(at_work))
+    in_slurm = {one.number for one in queue}
     for entry in folder.entries():
         if numbers and entry.number not in numbers:
             continue
@@ -138,7 +153,7 @@ def cancel(folder: SweepDir, numbers: list[int]) -> None:
         state = state_of(root, record)
         counts[state] += 1
         # the sweep's process sees the mark within a second; a job that has none left is asked from here, where it is here
-        if record and state == "running" and record.host == platform.node():
+        if record and state == "running" and record.host == platform.node() and entry.number not in in_slurm:
             _ask(record.pid)
     ending = f"{counts['running']} at work save their state and end" if counts["running"] else "none was at work"
     say(f"cancelled: {ending}, {counts[CANCELLED]} do not begin; hydratune sweep resume {folder.root} goes on")
