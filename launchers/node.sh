@@ -3,11 +3,10 @@
 #
 #     launchers/node.sh experiment=demo run_dir=runs/demo
 #
-# NPROC=2 starts two processes, on a CPU as well. A signal reaches all of them, and they have ten
-# minutes to save. torchrun itself ends with status 1 whatever the processes' own was, and reports
-# below what they said.
+# NPROC=2 starts two processes, on a CPU as well. A signal reaches all of them, and they save. It ends
+# with their exit status: hydratune.torchrun is PyTorch's torchrun, with that alone added.
 
 set -euo pipefail
 
-exec "${HYDRATUNE_PYTHON:-.venv/bin/python}" -m torch.distributed.run --standalone --nproc-per-node="${NPROC:-gpu}" \
-    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 --shutdown-timeout=600 -m hydratune "$@"
+exec "${HYDRATUNE_PYTHON:-.venv/bin/python}" -m hydratune.torchrun --standalone --nproc-per-node="${NPROC:-gpu}" \
+    -m hydratune "$@"

@@ -206,7 +206,7 @@ def test_a_launcher_shows_the_sentence_once(tiny: Path, rows: Path, environment,
         [str(NODE), *arguments(tiny, rows, "lora.rnak=3", "run_dir=run")],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 1  # torchrun's own answer to any failure
+    assert done.returncode == 2  # and not the 1 that torchrun answers any failure with
     assert done.stderr.count("there is no key lora.rnak") == 1
     assert not (tmp_path / "run").exists()
 
@@ -225,3 +225,18 @@ def test_a_launcher_trains(tiny: Path, rows: Path, environment, tmp_path: Path) 
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert other.returncode == 2, other.stderr
+
+
+def test_a_launcher_hands_a_signal_on_and_ends_with_75(tiny: Path, rows: Path, environment, tmp_path: Path) -> None:
+    environment |= {"NPROC": "2", "HYDRATUNE_PYTHON": sys.executable}
+    process = subprocess.Popen(
+        [str(NODE), *arguments(tiny, rows, "trainer.max_steps=2000", "run_dir=run")],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "train_log.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)  # to the launcher alone, as Slurm does
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert said.count("saved at step") == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slurm
-HERE = Path(__file__).parent
-LAUNCHER = HERE.parents[1] / "launchers" / "train.sbatch"
+LAUNCHERS = Path(__file__).parents[2] / "launchers"
+LAUNCHER = LAUNCHERS / "train.sbatch"
 PATIENCE = 240  # seconds
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -24,7 +24,7 @@ class Cluster:
     def __init__(self, folder: Path, conf: str, tiny: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         command = str(Path(sys.executable).with_name("hydratune"))
-        self.env = {**environment, "SLURM_CONF": conf, "HYDRATUNE": command}
+        self.env = {**environment, "SLURM_CONF": conf, "HYDRATUNE": command, "HYDRATUNE_PYTHON": sys.executable}
         self.run = [
             "model=local", f"model.name_or_path={tiny}", "data=jsonl", "data.path=rows.jsonl", "quantization=none",
             "run_dir=run", "trainer.lr_scheduler_type=constant", "stages=[prepare,train]",
@@ -35,11 +35,11 @@ class Cluster:
         assert done.returncode == 0, f"{command[0]}: {done.stderr}"
         return done.stdout.strip()
 
-    def submission(self, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
-        return ["sbatch", "--parsable", "--cpus-per-task=1", *options, str(LAUNCHER), *self.run, *arguments]
+    def submission(self, *arguments: str, options: tuple[str, ...] = (), launcher: Path = LAUNCHER) -> list[str]:
+        return ["sbatch", "--parsable", "--cpus-per-task=1", *options, str(launcher), *self.run, *arguments]
 
-    def submit(self, *arguments: str, options: tuple[str, ...] = ()) -> str:
-        return self.call(*self.submission(*arguments, options=options))
+    def submit(self, *arguments: str, options: tuple[str, ...] = (), launcher: Path = LAUNCHER) -> str:
+        return self.call(*self.submission(*arguments, options=options, launcher=launcher))
 
     def submit_and_wait(self, *arguments: str) -> tuple[int, str]:
         """The exit status of `sbatch --wait`, which is the job's, and the job's number."""
@@ -81,11 +81,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("slurm")
     port = 17000 + 3 * (os.getpid() % 5000)  # each of several test processes has its own cluster
     try:
-        started = [HERE / "local_slurm.sh", "start", folder]
+        started = [LAUNCHERS / "local_slurm.sh", "start", folder]
         subprocess.run(started, env={**os.environ, "PORT": str(port)}, check=True, timeout=120)
         yield str(folder / "slurm.conf")
     finally:
-        subprocess.run([HERE / "local_slurm.sh", "stop", folder], check=True, timeout=120)
+        subprocess.run([LAUNCHERS / "local_slurm.sh", "stop", folder], check=True, timeout=120)
 
 
 @pytest.fixture

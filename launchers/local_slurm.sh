@@ -1,19 +1,26 @@
-#!/usr/bin/env bash
-# A real Slurm on one host: as root, without systemd, on the loopback interface alone.
-#   local_slurm.sh start DIR     two nodes with two pretend GPUs each; then:  . DIR/env
-#                                (on PORT and the two ports after it, 17000 where PORT is not set)
-#   local_slurm.sh stop DIR      ends only the processes that start began
+#!/bin/bash
+# A real Slurm on this machine: two nodes with two pretend GPUs each, to try things out on and for the tests.
+#
+#     launchers/local_slurm.sh start DIR      then, in the shell that is to use it:  . DIR/env
+#     launchers/local_slurm.sh status DIR     nodes and jobs; exit status 3 where it is not running
+#     launchers/local_slurm.sh stop DIR       ends only the processes that start began
+#
+# No systemd, and the loopback interface alone: on PORT and the two ports after it, 17000 where PORT is not set.
+# As root it runs anybody's jobs, as another user only that user's. EXTRA holds lines of slurm.conf that replace
+# those below: EXTRA='MinJobAge=5'.
+
 set -euo pipefail
 
 usage() {
-  echo "usage: $0 start|stop DIR" >&2
+  echo "usage: $0 start|status|stop DIR" >&2
   exit 2
 }
 [ $# = 2 ] || usage
-command=$1
-mkdir -p "$2"
+case $1 in start | status | stop) command=$1 ;; *) usage ;; esac
+[ "$command" = start ] && mkdir -p "$2"
 dir=$(cd "$2" && pwd)
 host=$(hostname -s)
+me=$(id -un)
 port=${PORT:-17000}
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin
 
@@ -45,7 +52,13 @@ end() { # end PIDFILE: TERM, and KILL after 10 s
 
 nodes_ready() { [ "$(sinfo -h -N -p batch -t idle,mixed,allocated -o %N | wc -l)" = 2 ]; }
 
+running() { alive "$dir/run/slurmctld.pid"; }
+
 start() {
+  if running; then
+    echo "local_slurm: it runs already; use it with:  . $dir/env" >&2
+    exit 1
+  fi
   local needed missing=()
   for needed in munged slurmctld slurmd srun; do
     command -v "$needed" >/dev/null || missing+=("$needed")
@@ -69,7 +82,8 @@ start() {
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
-SlurmUser=root
+SlurmUser=$me
+SlurmdUser=$me
 AuthType=auth/munge
 # a requeued job waits cred_expire + 1 seconds
 AuthInfo=socket=$dir/munge/socket,cred_expire=5
@@ -102,6 +116,12 @@ NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((port + 1))-$((por
 PartitionName=batch Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE DefaultTime=10
 PartitionName=urgent Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10
 EOT
+  local line
+  while IFS= read -r line; do
+    [ -n "$line" ] || continue
+    sed -i "/^${line%%=*}=/d" "$SLURM_CONF"
+    echo "$line" >>"$SLURM_CONF"
+  done <<<"${EXTRA:-}"
   echo "NodeName=n[1-2] Name=gpu File=$dir/dev/gpu[0-1]" >"$dir/gres.conf"
   printf 'export SLURM_CONF=%q\n' "$SLURM_CONF" >"$dir/env"
   slurmctld -i
@@ -109,15 +129,22 @@ EOT
   slurmd -N n1
   slurmd -N n2
   wait_for 30 "the nodes" nodes_ready
+  echo "Slurm is up; use it with:  . $dir/env"
+}
+
+status() {
+  running || {
+    echo "local_slurm: not running; start it with:  $0 start $dir" >&2
+    exit 3
+  }
+  sinfo
+  squeue
 }
 
 stop() {
-  if alive "$dir/run/slurmctld.pid"; then scancel -u "$(id -un)" 2>/dev/null || true; fi
+  if running; then scancel -u "$me" 2>/dev/null || true; fi
   local pidfile
   for pidfile in "$dir"/run/slurmd-*.pid "$dir/run/slurmctld.pid" "$dir/run/munged.pid"; do end "$pidfile"; done
 }
 
-case $command in
-  start | stop) "$command" ;;
-  *) usage ;;
-esac
+"$command"
