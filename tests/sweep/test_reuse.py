@@ -16,8 +16,8 @@ def test_taken_over_from_other_sweeps_and_runs(place: Place) -> None:
     typed = [*LEARNT, "-m", "hydra.sweep.dir=runs/second", "seed=2,3,4", "sweep.reuse=true"]
     done = place.call(*typed, SEED_2="mistake", SEED_3="mistake")  # which training would tell of
     assert done.returncode == 0, done.said
-    assert f"job 0 (seed=2): taken over from {place.folder}/runs/first/1" in done.stdout
-    assert f"job 1 (seed=3): taken over from {single}" in done.stdout
+    assert "job 0 (seed=2): taken over from runs/first/1" in done.stdout
+    assert f"job 1 (seed=3): taken over from {single.relative_to(place.folder)}" in done.stdout
     assert done.stdout.count("taken over") == 2
 
     second = place.folder / "runs/second"

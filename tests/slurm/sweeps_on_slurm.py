@@ -1,0 +1,148 @@
+"""For the tests of sweeps on a real Slurm: a cluster, and hydratune called as a person on its login node would."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from hydratune.run.job import read_record
+
+PATIENCE = 150.0  # seconds
+HERE = Path(__file__).parent
+LOCAL_SLURM = next(
+    path for path in (HERE.parents[1] / "launchers/local_slurm.sh", HERE / "local_slurm.sh") if path.is_file()
+)
+
+
+def wait_until(what: str, holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """What `holds` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return found
+
+
+def figure(name: str, value: float, unit: str = "s") -> None:
+    """A line of the table that `make bench-slurm` prints."""
+    print(f"\nfigure: {name:60} {value:6.1f} {unit}")
+
+
+class Cluster:
+    """Two nodes, and a folder to submit from."""
+
+    def __init__(self, folder: Path, conf: str, tiny: Path, rows: Path) -> None:
+        self.folder, self.conf = folder, Path(conf)
+        self.env = {
+            **os.environ, "SLURM_CONF": conf, "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        self.run = [
+            "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
+            "trainer.lr_scheduler_type=constant", "stages=[prepare,train]",
+        ]  # fmt: skip
+        self.slurm = ["-m", "hydra/launcher=slurm_1gpu", "hydra.launcher.sbatch.cpus_per_task=1", *self.run]
+
+    def call(self, *command: str) -> str:
+        """One of Slurm's commands."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout.strip()
+
+    def queue(self) -> dict[str, str]:
+        """Task -> state of all that is in the queue."""
+        lines = self.call("squeue", "--noheader", "--array", "--format=%F_%K %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "hydratune", *words]
+
+    def hydratune(self, *words: str, status: int = 0) -> str:
+        """What the command says; in this process, which spares each call the imports."""
+        from hydratune.main import main
+
+        with (
+            tempfile.TemporaryFile("w+") as said, _as_screen(said.fileno()), redirect_stdout(said),
+            redirect_stderr(said), patch.dict(os.environ, self.env), patch.object(sys, "argv", ["hydratune", *words]),
+        ):  # fmt: skip
+            before, code = Path.cwd(), 0
+            os.chdir(self.folder)
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            finally:
+                os.chdir(before)
+            said.flush()
+            said.seek(0)
+            text = said.read()
+        assert code == status and "Traceback" not in text, text
+        return text
+
+    def configure(self, **settings: str | int) -> None:
+        """Other values in slurm.conf."""
+        lines = [line for line in self.conf.read_text().splitlines() if line.partition("=")[0] not in settings]
+        self.conf.write_text("\n".join([*(f"{key}={value}" for key, value in settings.items()), *lines, ""]))
+        self.call("scontrol", "reconfigure")
+
+
+class Sweep:
+    """A sweep in the cluster's folder."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.root = cluster, cluster.folder / name
+
+    def record(self, number: int) -> Any:
+        return read_record(self.root / str(number))
+
+    def state(self, number: int) -> str:
+        return self.record(number).state if self.record(number) else "waiting"
+
+    def screen(self, number: int) -> str:
+        path = self.root / str(number) / "screen.log"
+        return path.read_text() if path.is_file() else ""
+
+    def steps(self, number: int) -> list[int]:
+        path = self.root / str(number) / "train_log.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def adapter(self, number: int) -> bytes:
+        return (self.root / str(number) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def wait_for(self, state: str, *numbers: int) -> None:
+        wait_until(
+            f"{state} of {numbers}:\n{self.cluster.hydratune('sweep', 'status', str(self.root))}",
+            lambda: all(self.state(number) == state for number in numbers),
+        )
+
+    def wait_for_steps(self, number: int, more_than: int = 0) -> None:
+        wait_until(f"steps of job {number}", lambda: max(self.steps(number), default=0) > more_than)
+
+
+@contextmanager
+def _as_screen(file: int) -> Iterator[None]:
+    before = os.dup(1)
+    os.dup2(file, 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+@contextmanager
+def running_slurm(folder: Path) -> Iterator[str]:
+    """SLURM_CONF of a cluster that is started and stopped."""
+    port = 17000 + 3 * (os.getpid() % 5000)  # each of several test processes has its own
+    try:
+        subprocess.run([LOCAL_SLURM, "start", folder], env={**os.environ, "PORT": str(port)}, check=True, timeout=120)
+        yield str(folder / "slurm.conf")
+    finally:
+        subprocess.run([LOCAL_SLURM, "stop", folder], check=True, timeout=120)

@@ -1,0 +1,204 @@
+"""A sweep's jobs on a real Slurm, disturbed in every way: each goes on by itself, and ends as an undisturbed one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import chat_rows
+from sweeps_on_slurm import Cluster, Sweep, figure, running_slurm, wait_until
+
+pytestmark = pytest.mark.slurm
+STEPS = 600
+DIES = '''
+import os
+import signal
+
+from transformers import TrainerCallback
+
+
+class Dies(TrainerCallback):
+    """Job 0 at a step that it never gets over."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 5 and "/0/" in args.output_dir:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("site")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
+        cluster = Cluster(folder, conf, tiny, rows)
+        cluster.configure(SlurmdTimeout=10)
+        cluster.slurm.append("hydra.launcher.sbatch.gpus_per_node=null")
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def typed() -> list[str]:
+    return ["trainer.max_steps=300", "trainer.save_steps=25", "seed=1,2,3,4,5,6"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, typed: list[str]) -> Sweep:
+    words = ["-m", *cluster.run, "hydra.sweep.dir=here", *typed]
+    subprocess.run(cluster.command(*words), cwd=cluster.folder, env=cluster.env, check=True, stdout=subprocess.DEVNULL)
+    return Sweep(cluster, "here")
+
+
+@pytest.fixture(scope="module")
+def sweep(cluster: Cluster, typed: list[str]) -> Sweep:
+    """Six jobs, each at work: four on the first node, two on the second."""
+    cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=sweep", *typed)
+    sweep = Sweep(cluster, "sweep")
+    for number in range(6):
+        sweep.wait_for_steps(number, more_than=30 if number == 2 else 0)
+    return sweep
+
+
+def task(cluster: Cluster, number: int) -> str:
+    """Slurm's name of a job of the sweep that was submitted last."""
+    return max((name for name in cluster.queue() if name.endswith(f"_{number}")), key=lambda name: int(name[:-2]))
+
+
+def node(cluster: Cluster, number: int) -> str:
+    return cluster.call("squeue", "--noheader", "--format=%N", "--jobs", task(cluster, number))
+
+
+def preempt(cluster: Cluster, node: str) -> None:
+    """By a job of a partition with a higher priority, that has all of the node for a moment."""
+    urgent = ["--partition=urgent", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 1"]
+    cluster.call("sbatch", *urgent)
+
+
+def wait_for_attempt(sweep: Sweep, number: int, attempt: int) -> None:
+    """Until it trains again."""
+    wait_until(
+        f"attempt {attempt} of job {number}",
+        lambda: (found := sweep.record(number)) and found.state == "running" and found.attempt == attempt,
+    )
+    sweep.wait_for_steps(number, more_than=max(sweep.steps(number), default=0))
+
+
+def saved_at(sweep: Sweep, number: int) -> list[int]:
+    return [int(step) for step in re.findall(r"saved at step (\d+)", sweep.screen(number))]
+
+
+def test_signals_requeues_kills_and_preemption(cluster: Cluster, sweep: Sweep) -> None:
+    tasks = [task(cluster, number) for number in range(6)]
+    began = time.time()
+    cluster.call("scancel", "--signal=USR1", tasks[0])  # as ahead of a time limit
+    cluster.call("scontrol", "requeue", tasks[1])  # the administrator
+    os.kill(sweep.record(2).pid, signal.SIGKILL)  # such as the system's, when the memory runs out
+    cluster.hydratune("sweep", "cancel", "sweep", "3")
+    cluster.call("scancel", tasks[4])
+    preempt(cluster, node(cluster, 5))  # with SIGTERM alone
+    sweep.wait_for("stopped", 3, 4)
+    wait_until("job 0 stops", lambda: saved_at(sweep, 0))
+    figure("from a signal to the checkpoint, five jobs at once", time.time() - began)
+    wait_for_attempt(sweep, 5, 2)
+    status = cluster.hydratune("sweep", "status", "sweep", "all=true")
+    assert "job 3 (seed=4) cancelled" in status and "job 4 (seed=5) stopped" in status, status
+    # another site, where preemption sends the signal that sbatch asked for
+    cluster.configure(SlurmctldParameters="preempt_send_user_signal")
+    preempt(cluster, node(cluster, 5))
+    wait_for_attempt(sweep, 5, 3)
+    assert sweep.screen(5).count("SIGTERM") == 1 and sweep.screen(5).count("SIGUSR1") == 1
+    for number in (0, 1, 5):
+        for step in saved_at(sweep, number):
+            assert f"going on from checkpoint-{step}" in sweep.screen(number)
+    assert re.search(r"going on from checkpoint-\d+", sweep.screen(2))
+
+
+def test_a_node_dies(cluster: Cluster, sweep: Sweep) -> None:
+    """With all that runs there; a second later it is another machine, and the job is started on one."""
+    died = node(cluster, 5)
+    dead = _processes_on(died, str(cluster.conf))
+    dead.append(int((cluster.conf.parent / f"run/slurmd-{died}.pid").read_text()))
+    for pid in dead:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for_attempt(sweep, 5, 4)
+    assert node(cluster, 5) != died
+    cluster.call("slurmd", "-N", died)
+
+
+def _processes_on(node: str, conf: str) -> list[int]:
+    """Of jobs, and with them Slurm's own that began them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if f"SLURMD_NODENAME={node}".encode() in environment and f"SLURM_CONF={conf}".encode() in environment:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if "slurmstepd" in Path(f"/proc/{parent}/comm").read_text():
+                    found.insert(0, parent)  # first, so that it tells nobody
+                found.append(int(folder.name))
+    return found
+
+
+def test_all_end_as_if_undisturbed(cluster: Cluster, sweep: Sweep, undisturbed: Sweep) -> None:
+    sweep.wait_for("done", 0, 1, 2)
+    assert sweep.record(3).attempt == sweep.record(4).attempt == 1, "cancelled, and it went on"
+    assert not {name for name in cluster.queue() if name.endswith(("_3", "_4"))}
+    assert "2 of 6 jobs submitted" in cluster.hydratune("sweep", "resume", "sweep")
+    sweep.wait_for("done", *range(6))
+    for number in range(6):
+        assert sweep.adapter(number) == undisturbed.adapter(number), number
+        assert sweep.steps(number) == list(range(1, 301))
+
+
+def test_requeues_have_an_end(cluster: Cluster) -> None:
+    (cluster.folder / "mine.py").write_text(DIES)
+    cluster.env["PYTHONPATH"] = f"{cluster.folder}:{cluster.env.get('PYTHONPATH', '')}"
+    cluster.hydratune(
+        *cluster.slurm, "hydra.sweep.dir=ends", "seed=1,2", "trainer.max_steps=2000", "trainer.save_steps=2",
+        "trainer.save_total_limit=1", "trainer.callbacks=[mine:Dies]", "hydra.launcher.max_requeues=1",
+    )  # fmt: skip
+    sweep = Sweep(cluster, "ends")
+    wait_for_attempt(sweep, 1, 1)
+    began = time.time()
+    cluster.call("scancel", "--signal=USR1", task(cluster, 1))
+    sweep.wait_for("stopped", 1)
+    figure("from a signal to the record that all is saved", time.time() - began)
+    wait_for_attempt(sweep, 1, 2)
+    figure("from a signal to the next step", time.time() - began)
+    started = cluster.call("squeue", "--noheader", "--format=%S", "--jobs", task(cluster, 1))
+    figure(
+        "  of these until Slurm starts the job again", time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S")) - began
+    )
+    cluster.call("scancel", "--signal=USR1", task(cluster, 1))
+    sweep.wait_for("failed", 0)
+    sweep.wait_for("stopped", 1)
+    wait_until("nothing is left", lambda: not cluster.queue())
+    assert sweep.record(0).cause == (
+        "it died without a word (exit status 137) after step 4, as before: another start would meet the same"
+    )
+    assert sweep.record(0).attempt == sweep.record(1).attempt == 2
+    assert "hydra.launcher.max_requeues=1 is reached: hydratune sweep resume" in sweep.screen(1)
+
+
+def test_two_hundred_jobs(cluster: Cluster) -> None:
+    began = time.monotonic()
+    said = cluster.hydratune(
+        *cluster.slurm, "hydra.sweep.dir=many", "sweep.seeds=200", "+hydra.launcher.sbatch.hold=true"
+    )
+    figure("submitting 200 jobs, without the imports", time.monotonic() - began)
+    assert "200 of 200 jobs submitted" in said
+    began = time.monotonic()
+    assert "200 queued" in cluster.hydratune("sweep", "status", "many")
+    figure("the status of 200 jobs", time.monotonic() - began)
+    cluster.hydratune("sweep", "cancel", "many")
+    wait_until("no job is left", lambda: not cluster.queue())
+    assert os.listdir(cluster.folder / "many" / "slurm").count("0.sh") == 1
+    assert "200 cancelled" in cluster.hydratune("sweep", "status", "many")

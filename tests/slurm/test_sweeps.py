@@ -1,0 +1,236 @@
+"""Sweeps on a real Slurm: submitted and left, followed, refused, prepared for; Slurm forgets a job five seconds after it."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import chat_rows
+from sweeps_on_slurm import Cluster, Sweep, running_slurm, wait_until
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("site")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
+        cluster = Cluster(folder, conf, tiny, rows)
+        partitions = (
+            "PartitionName=short Nodes=n[1-2] MaxTime=5\nPartitionName=theirs Nodes=n[1-2] AllowAccounts=rich\n"
+        )
+        cluster.conf.write_text(cluster.conf.read_text() + partitions)
+        cluster.configure(MinJobAge=5, MaxArraySize=4, EnforcePartLimits="ALL")  # three tasks an array
+        yield cluster
+
+
+def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
+    sweep = Sweep(cluster, "a sweep")
+    typed = ["hydra.sweep.dir='a sweep'", "lora.r=2,4,8", "trainer.learning_rate=1e-3,1e-4", "trainer.max_steps=4"]
+    command = cluster.command(*cluster.slurm, *typed, "hydra.launcher.sbatch.gpus_per_node=2")  # all that a node has
+    # an sbatch that doesn't say at once what it has done
+    slow = cluster.folder / "bin" / "sbatch"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/bash\n{shutil.which("sbatch")} "$@" || exit\n[[ $* == *--test-only* ]] || sleep 3\n')
+    slow.chmod(0o755)
+    path = {"PATH": f"{slow.parent}:{cluster.env['PATH']}"}
+    first = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env | path)
+    wait_until("a first array", lambda: len(cluster.queue()) == 3)
+    first.kill()
+    first.wait()
+    again = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env, stdout=subprocess.PIPE, text=True)
+    assert again.stdout
+    said = ""
+    while "submitted" not in said:
+        said = again.stdout.readline()
+        assert said
+    again.send_signal(signal.SIGKILL)
+    again.wait()
+    assert said == "3 of 6 jobs submitted, in a sweep\n"
+    (sweep.root / "5" / "checkpoints").write_text("")  # which spoils that job
+    arrays = [path.read_text().split() for path in sorted((sweep.root / "slurm").glob("*.jobs"))]
+    assert [array[::2] for array in arrays] == [["0", "1", "2"], ["3", "4", "5"]]
+
+    status = wait_until("a job at work", lambda: _running(text := _status(cluster, sweep)) and text)
+    assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], 3:59:\d\d left of its time limit, Slurm's", status)
+    assert re.search(r"job 5 .* queued, pending \(\w+\), Slurm's job \d+_2", status), status
+    tasks = cluster.queue()
+    assert "all done, or in Slurm's queue" in cluster.hydratune(*cluster.slurm, *typed)
+    assert set(cluster.queue()) <= set(tasks), "doubled"
+    here = subprocess.Popen(
+        cluster.command("-m", *cluster.run, *typed, "hydra.sweep.dir=here"), cwd=cluster.folder, env=cluster.env
+    )
+    sweep.wait_for("done", 0, 1, 2, 3, 4)
+    sweep.wait_for("failed", 5)
+    assert here.wait() == 0
+    for number in range(5):
+        assert sweep.adapter(number) == Sweep(cluster, "here").adapter(number)
+
+
+def _status(cluster: Cluster, sweep: Sweep) -> str:
+    return cluster.hydratune("sweep", "status", str(sweep.root))
+
+
+def _running(text: str) -> bool:
+    return " running, on n" in text
+
+
+def test_a_bad_job_has_its_cause_and_goes_on_when_asked(cluster: Cluster) -> None:
+    """In the sweep above, which Slurm has forgotten."""
+    sweep = Sweep(cluster, "a sweep")
+    wait_until("Slurm forgets", lambda: "JobId=" not in _jobs(cluster))
+    status = _status(cluster, sweep)
+    assert "6 jobs, 5 done, 1 failed" in status
+    assert "job 5 (lora.r=8 trainer.learning_rate=0.0001) failed (attempt 1): " in status
+    assert "checkpoints" in sweep.record(5).cause
+    assert "Traceback" in sweep.screen(5)
+    cause = sweep.record(5).cause
+    assert cause.split(":")[0] in cluster.hydratune("sweep", "logs", str(sweep.root))
+    assert "1 failed" in cluster.hydratune("sweep", "report", str(sweep.root))
+    (sweep.root / "5" / "checkpoints").unlink()
+    assert "1 of 6 jobs submitted" in cluster.hydratune("sweep", "resume", str(sweep.root))
+    assert "jobs: all done, or in Slurm's queue" in cluster.hydratune("sweep", "resume", str(sweep.root))
+    assert list(cluster.queue()) and len(cluster.queue()) == 1
+    sweep.wait_for("done", 5)
+    assert sweep.adapter(5) == Sweep(cluster, "here").adapter(5)
+
+
+def _jobs(cluster: Cluster) -> str:
+    return cluster.call("scontrol", "show", "jobs", "-o")
+
+
+def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
+    sweep = Sweep(cluster, "prepared")
+    module = {"BASH_FUNC_module%%": '() { echo "module $*"; [ "$2" != gone ]; }'}
+    cluster.env |= module
+    said = cluster.hydratune(
+        *cluster.slurm, "hydra.sweep.dir=prepared", "data.validation_share=0.0001,0.3", "seed=1,2", "trainer.max_steps=2",
+        "hydra.launcher.wait=true", "hydra.launcher.array_parallelism=1", "hydra.launcher.modules=[cuda/12]",
+        "hydra.launcher.setup=['export SITE=ours']", "hydra.launcher.prepare={gpus_per_node:0,comment:cpu}",
+        "hydra.launcher.container=[sh,-c,'echo contained $SITE; exec \"$@\"',sh]", status=3,
+    )  # fmt: skip
+    assert re.findall(r"(\w+): Slurm's job \d+, (\d)", said) == [("preparation", "1"), ("jobs", "2")] * 2
+    assert [sweep.state(number) for number in range(4)] == ["failed", "failed", "done", "done"]
+    cause = "No row is left to validate on, of 24: set a larger data.validation_share"
+    assert sweep.record(0).cause.startswith(cause)
+    assert sweep.record(1).cause.startswith(f"its rows could not be prepared (job 0): {cause}")
+    assert (
+        f"job 1 (data.validation_share=0.0001 seed=2) failed: its rows could not be prepared (job 0): {cause}" in said
+    )
+    assert "prepare" in sweep.screen(0) and not sweep.screen(1)
+    for number in (2, 3):
+        assert "module load cuda/12\n" in sweep.screen(number) and "contained ours\n" in sweep.screen(number)
+    assert sweep.record(3).started > sweep.record(2).ended or sweep.record(2).started > sweep.record(3).ended
+    script = (sweep.root / "slurm" / "0-prepare.sh").read_text()
+    assert "#SBATCH --gpus-per-node=0\n" in script and "#SBATCH --comment=cpu\n" in script
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), sweep.root / "slurm" / "1.sh"],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert not cluster.queue()
+
+
+def test_what_was_submitted_is_what_runs(cluster: Cluster) -> None:
+    git = ["git", "-C", str(cluster.folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (cluster.folder / "mine.py").write_text("A = 1\n")
+    cluster.call("git", "init", "-q", str(cluster.folder))
+    cluster.call(*git, "add", "mine.py")
+    cluster.call(*git, "commit", "-qm", "first")
+    held = [*cluster.slurm, "seed=1", "trainer.max_steps=1", "+hydra.launcher.sbatch.hold=true"]
+    for strict in ("true", "false"):
+        cluster.hydratune(*held, f"hydra.sweep.dir=strict_{strict}", f"hydra.launcher.strict_code={strict}")
+    (cluster.folder / "mine.py").write_text("A = 2\n")
+    cluster.call("scontrol", "release", *cluster.queue())
+    strict, lenient = Sweep(cluster, "strict_true"), Sweep(cluster, "strict_false")
+    strict.wait_for("failed", 0)
+    lenient.wait_for("done", 0)
+    differs = (
+        r"the code is not what was submitted: working directory was commit (\w{8}) and is commit \1 with changes \w{8}"
+    )
+    assert re.search(differs + r"\.\n", lenient.screen(0)), lenient.screen(0)
+    assert re.fullmatch(differs + "; strict_code=true refuses that: .*", strict.record(0).cause)
+    assert not (strict.root / "0" / "prepared.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["sbatch.partition=gone"], "invalid partition specified: gone"),
+        (["sbatch.gpus_per_node=9"], "Requested node configuration is not available"),
+        (["sbatch.partition=short", "sbatch.time=10:00"], "Requested time limit is invalid"),
+        (["sbatch.partition=theirs", "sbatch.account=poor"], "Invalid account or account/partition combination"),
+        (["sbatch.partiton=batch"], "unrecognized option '--partiton=batch'"),
+        (["prepare={partition:gone}"], "invalid partition specified: gone"),
+        (["sbatch.array=0-3"], "hydra.launcher.sbatch.array belongs to hydra.launcher.array_parallelism: leave it out"),
+        (["max_requeues=-1"], "hydra.launcher.max_requeues is 0 or more, found -1"),
+        (["n_jobs=2"], "n_jobs"),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses(typed: list[str], said: str, cluster: Cluster) -> None:
+    before = sorted(cluster.folder.rglob("*"))
+    words = [f"++hydra.launcher.{word}" if word.startswith("sbatch") else f"hydra.launcher.{word}" for word in typed]
+    text = cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=refused", "seed=1,2", *words, status=2)
+    assert said in text and len(text.splitlines()) == 1 and text.startswith("hydratune: "), text
+    assert sorted(cluster.folder.rglob("*")) == before and not cluster.queue()
+
+
+def test_no_sbatch_and_half_a_submission(cluster: Cluster) -> None:
+    typed = [*cluster.slurm, "hydra.sweep.dir=half", "seed=1,2,3,4", "+hydra.launcher.sbatch.hold=true"]
+    path = cluster.env["PATH"]
+    cluster.env["PATH"] = str(cluster.folder)
+    try:
+        assert "There is no sbatch here" in cluster.hydratune(*typed, status=2)
+    finally:
+        cluster.env["PATH"] = path
+    # one that is refused the second array
+    full = cluster.folder / "full" / "sbatch"
+    full.parent.mkdir()
+    refuses = "echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2; exit 1"
+    full.write_text(
+        f'#!/bin/bash\n[[ $* != *half/slurm/1.sh* ]] || {{ {refuses}; }}\nexec {shutil.which("sbatch")} "$@"\n'
+    )
+    full.chmod(0o755)
+    cluster.env["PATH"] = f"{full.parent}:{path}"
+    try:
+        said = cluster.hydratune(*typed, status=2)
+    finally:
+        cluster.env["PATH"] = path
+    found = re.search(r"Job violates accounting/QOS policy. (scancel \d+) ends what was submitted before it.", said)
+    assert found, said
+    assert len(cluster.queue()) == 3
+    cluster.call(*found[1].split())
+    assert not cluster.queue()
+
+
+def test_a_job_of_two_nodes(cluster: Cluster) -> None:
+    """Two processes, each with half of the rows, train as one with all."""
+    typed = [
+        *cluster.run, "lora=all_linear", "lora.lora_dropout=0", "trainer.max_steps=5", "seed=1",
+        "trainer.learning_rate=1e-3",
+    ]  # fmt: skip
+    cluster.hydratune(
+        "-m", "hydra/launcher=slurm_multinode", "hydra.launcher.sbatch.ntasks_per_node=1", *typed,
+        "hydra.launcher.sbatch.gpus_per_node=1", "hydra.launcher.sbatch.cpus_per_task=1", "hydra.sweep.dir=two",
+        "trainer.per_device_train_batch_size=2",
+    )  # fmt: skip
+    cluster.hydratune(*cluster.slurm, *typed, "hydra.sweep.dir=one", "trainer.per_device_train_batch_size=4")
+    two, one = Sweep(cluster, "two"), Sweep(cluster, "one")
+    two.wait_for("done", 0)
+    one.wait_for("done", 0)
+    receipt = json.loads((two.root / "0" / "receipts" / "train.json").read_text())
+    assert receipt["hardware"]["world_size"] == 2
+    losses = [
+        [json.loads(line)["loss"] for line in (sweep.root / "0" / "train_log.jsonl").read_text().splitlines()]
+        for sweep in (one, two)
+    ]
+    assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], abs=1e-5)
