@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Lfm2Config, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Lfm2Config, MistralConfig, Phi3Config
 
 from hydratune.build.generating import Generator
 
@@ -30,11 +30,11 @@ def texts(model: Any, tokenizer: Any, size: int | None, stops: list[str], **opti
     return [found[number] for number in range(len(PROMPTS))]
 
 
-def alone(model: Any, tokenizer: Any) -> list[str]:
+def alone(model: Any, tokenizer: Any, **options: Any) -> list[str]:
     made = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        out = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        out = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, **options)
         made.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     return made
 
@@ -113,6 +113,37 @@ def test_behind_a_window_nothing_is_shared(tiny: Path) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     assert texts(model.eval(), tokenizer, None, []) == alone(model, tokenizer)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_rows_that_change_the_others_positions_go_alone(tiny: Path, size: int | None) -> None:
+    """Longrope takes its short or its long factors by the longest row of a pass: here some rows begin or get beyond."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    lengths = sorted(len(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in PROMPTS)
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, max_position_embeddings=512,
+        original_max_position_embeddings=lengths[1] + 12,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [6.0, 9.0, 12.0, 20.0],
+        },
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    assert texts(model.eval(), tokenizer, size, []) == alone(model, tokenizer)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_token_that_the_arguments_end_at(tools: tuple[Any, Any], several: bool) -> None:
+    model, tokenizer = tools
+    whole = alone(model, tokenizer)
+    ids = tokenizer(PROMPTS[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    end = int(model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] + 3])
+    ended = texts(model, tokenizer, None, [], eos_token_id=[end, 0] if several else end)
+    assert ended == alone(model, tokenizer, eos_token_id=[end, 0] if several else end)
+    assert len(ended[0]) < len(whole[0])
 
 
 def test_a_model_that_keeps_a_state_shares_nothing(tiny: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hydratune.build import attention, lean_loss
-from hydratune.build.attention import each_row_alone, sees_whole_rows
+from hydratune.build.attention import each_row_alone, fit_in_line
 from hydratune.build.batches import Batches
 from hydratune.build.collate import IGNORED, Collator
 from hydratune.build.lean_loss import add_lean_loss, head_is_all
@@ -34,6 +34,13 @@ FURTHER: dict[str, dict[str, Any]] = {
     "CohereConfig": {"logit_scale": 0.25},
     "GraniteConfig": {"logits_scaling": 8.0},
 }
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [6.0] * 4,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+BY_LAYER = {"sliding_attention": PLAIN_ROPE, "full_attention": LONGROPE | {"original_max_position_embeddings": 15}}
 LINE = Collator(0, separate=True, flatten=True, lengths=True)
 LENGTHS = (9, 1, 6, 13)
 
@@ -190,13 +197,19 @@ def test_what_the_attention_does_not_know_is_refused(unknown: dict[str, Any]) ->
     [
         ("LlamaConfig", {}, True), ("MistralConfig", {"sliding_window": 16}, True),
         ("MistralConfig", {"sliding_window": 15}, False), ("Llama4TextConfig", {"attention_chunk_size": 8}, False),
+        ("LlamaConfig", {"rope_parameters": LONGROPE}, True),
+        ("LlamaConfig", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 15}}, False),
+        ("LlamaConfig", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, True),
+        ("LlamaConfig", {"rope_parameters": DYNAMIC, "max_position_embeddings": 15}, False),
+        ("LlamaConfig", {"rope_parameters": DYNAMIC | {"rope_type": "yarn"}, "max_position_embeddings": 15}, True),
+        ("Gemma3TextConfig", {"sliding_window": 16, "rope_parameters": BY_LAYER}, False),
     ],
 )  # fmt: skip
-def test_rows_beyond_a_window_are_left_to_the_models_own_attention(
+def test_rows_beyond_a_window_or_that_change_the_others_are_left_out_of_the_line(
     name: str, window: dict[str, Any], whole: bool
 ) -> None:
     """Some models have the window in their mask alone, where the attention of single rows would not see it."""
-    assert sees_whole_rows(getattr(transformers, name)(**{**SIZES, **window}), 16) == whole
+    assert fit_in_line(getattr(transformers, name)(**{**SIZES, **window}), 16) == whole
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -24,11 +24,16 @@ SIZE = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 8,
 }  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [6.0, 9.0, 12.0, 20.0],
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**SIZE),
     "qwen3": Qwen3Config(**SIZE),
     "gemma3": Gemma3TextConfig(**SIZE, sliding_window=128),
     "window": MistralConfig(**SIZE, sliding_window=12),
+    "longrope": LlamaConfig(**SIZE, rope_parameters=LONGROPE),
     "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=256),
 }
 LENGTH = 100
@@ -82,8 +87,8 @@ def test_scores_are_those_of_each_sequence_alone(kind: str, size: int | None) ->
         assert ours[0] == pytest.approx(other[0], abs=2e-3, rel=1e-4)
         assert ours[1] == other[1]
     assert scorer.cut == 1
-    # GPT-2 takes rows in one line too; what sees only so many tokens before it is padded
-    assert scorer.proven == (kind != "window")
+    # GPT-2 takes rows in one line too; what sees only so many tokens before it, or turns by the longest row, does not
+    assert scorer.proven == (kind not in ("window", "longrope"))
 
 
 def test_padded_where_the_line_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:

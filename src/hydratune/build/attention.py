@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -132,11 +133,27 @@ AttentionInterface.register(NAME, _of_rows)
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def sees_whole_rows(config: PreTrainedConfig, max_length: int) -> bool:
-    """Whether no token of a row of `max_length` is beyond a window that a model of this configuration may have."""
+def fit_in_line(config: PreTrainedConfig, max_length: int) -> bool:
+    """Whether rows of up to `max_length` tokens may be in one line what they are alone, in a model of this configuration.
+
+    No token of theirs is beyond a window, and none of them is so long that it changes the others.
+    """
     text = config.get_text_config()
     windows = [value for name in WINDOWS if isinstance(value := getattr(text, name, None), int)]
-    return all(window >= max_length for window in windows)
+    return all(window >= max_length for window in windows) and max_length <= steady_length(config)
+
+
+def steady_length(config: PreTrainedConfig) -> float:
+    """Tokens of a row beyond which the model turns the positions of all rows beside it in another way.
+
+    transformers does so by the largest position of a forward pass (dynamic_rope_update).
+    """
+    text: Any = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    ropes = [given, *(one for one in given.values() if isinstance(one, dict))]  # one for each kind of layer
+    changing = [one for one in ropes if "dynamic" in (kind := str(one.get("rope_type"))) or kind == "longrope"]
+    lengths = [one.get("original_max_position_embeddings") or text.max_position_embeddings for one in changing]
+    return min(lengths, default=inf)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedConfig
 
-from hydratune.build.attention import each_row_alone, sees_whole_rows
+from hydratune.build.attention import each_row_alone, fit_in_line, steady_length
 from hydratune.build.collate import Collator
 from hydratune.build.hardware import Hardware
 from hydratune.build.proofs import Seen, apart, as_alone, as_lean, seen
@@ -64,6 +64,13 @@ def build_batches(
 
     Raises RunError where none is.
     """
+    steady = steady_length(cast(Any, model).config)
+    if (config.data.packing or config.data.padding_free) and config.trainer.max_length > steady:
+        # rows that are short enough for a proof would not show it
+        raise RunError(
+            f"In this model a row of more than {steady:,} tokens changes what it makes of the shorter ones in its line: set "
+            f"trainer.max_length={steady}, or data.packing=false and data.padding_free=false."
+        )
     ways = {way.name: way for way in _ways(config, hardware, pad_token_id, cast(Any, model).config)}
 
     def first() -> str:
@@ -85,8 +92,9 @@ def _ways(config: Config, hardware: Hardware, pad: int, model: PreTrainedConfig)
     compiled = config.trainer.torch_compile or any(name.startswith("torch_compile") for name in extra)
     by_rows = hardware.device == "cpu" and hardware.attn_implementation == "sdpa" and not compiled
     # NEFTune's noise is scaled by the length of a line
-    free = data.padding_free or (data.padding_free is None and not extra.get("neftune_noise_alpha"))
-    if by_rows and free and sees_whole_rows(model, config.trainer.max_length):
+    same = not extra.get("neftune_noise_alpha") and config.trainer.max_length <= steady_length(model)
+    free = data.padding_free or (data.padding_free is None and same)
+    if by_rows and free and fit_in_line(model, config.trainer.max_length):
         yield Batches(Collator(pad, separate=True, flatten=True, lengths=True), "in one line, each row alone")
     if data.padding_free or (flash and (free or data.packing)):
         yield Batches(Collator(pad, separate=True, flatten=True), "in one line")

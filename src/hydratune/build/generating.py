@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.cache_utils import DynamicLayer
 
-from hydratune.build.attention import sees_whole_rows
+from hydratune.build.attention import fit_in_line, steady_length
 from hydratune.build.decoding import PARTS, Decoder, decodes_right, is_greedy
 from hydratune.build.halving import half, in_batches
 from hydratune.build.scoring import CELLS, ROWS, attempted, common, same_logits, selects_logits, takes_lines
@@ -38,13 +38,16 @@ class Generator:
         order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), prompts[number]))
         longest = max(map(len, prompts)) + new_tokens
         # padding between the beginning and the rest would count as tokens of a window; beams change their rows
-        plain = sees_whole_rows(self.model.config, longest) and options.get("num_beams", 1) == 1
+        plain = fit_in_line(self.model.config, longest) and options.get("num_beams", 1) == 1
         if plain and self._decoded(prompts, order, new_tokens, stops, options, done):
             return
         shared, cache = self._beginning(prompts) if plain else (0, None)
 
         def fits(some: Sequence[int]) -> bool:
-            cells = len(some) * (len(prompts[some[0]]) + new_tokens)
+            longest = len(prompts[some[0]]) + new_tokens
+            if longest > steady_length(self.model.config):
+                return False
+            cells = len(some) * longest
             return len(some) <= self.size if self.size else len(some) <= ROWS and cells <= CELLS
 
         def work(some: Sequence[int]) -> None:
@@ -90,7 +93,8 @@ class Generator:
         slots = min(len(prompts), self.size or max(min(ROWS, CELLS // longest), 1))
         low, missing = min(prompts), list(order)
         shared = common(low, max(prompts), max(min(map(len, prompts)) - PARTS, 0))
-        words, ends = _Words(self.tokenizer, stops), self.model.generation_config.eos_token_id
+        words = _Words(self.tokenizer, stops)
+        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
         ends = ends if isinstance(ends, list) else [ends]
 
         def ended(made: list[int]) -> bool:

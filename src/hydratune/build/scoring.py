@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hydratune.build.attention import each_row_alone, sees_whole_rows
+from hydratune.build.attention import each_row_alone, fit_in_line, steady_length
 from hydratune.build.failures import out_of_memory
 from hydratune.build.halving import in_batches
 from hydratune.config.schema import RunError
@@ -119,7 +119,7 @@ class Scorer:
     def score(self, pairs: Sequence[Pair], done: Callable[[dict[int, Score]], None]) -> None:
         """`done` is told the answers of each batch by the requests' numbers, as soon as they are there."""
         longest = max((min(len(c) + len(t), self.max_length + 1) for c, t in pairs), default=0)
-        in_line = self.in_line and sees_whole_rows(self.model.config, longest)
+        in_line = self.in_line and fit_in_line(self.model.config, longest)
         trees, cut = build_trees(pairs, self.max_length, in_line)
         self.cut += cut
         if in_line and not self.proven:
@@ -129,6 +129,8 @@ class Scorer:
         vocabulary = self.model.config.get_text_config().vocab_size
 
         def fits(some: Sequence[Tree]) -> bool:
+            if not in_line and some[0].tokens > steady_length(self.model.config):  # the longest
+                return False
             if self.size is not None:
                 return len(some) <= self.size
             if in_line:
