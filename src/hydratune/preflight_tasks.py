@@ -32,8 +32,9 @@ def check_tasks(config: Config) -> None:
     unknown = [
         n for n in asked if n not in tasks.task_index and not (is_pattern(n) and fnmatch.filter(tasks.all_tasks, n))
     ]
-    wrong, named = problems(folder, asked, tasks, bool(unknown)) if folder else ([], set())
-    wrong += [_unknown(name, [*tasks.all_tasks, *conf.own_tasks]) for name in unknown if name not in named]
+    wrong, named = problems(folder, asked, tasks, bool(unknown)) if folder else ([], set[str]())
+    if named is not None:
+        wrong += [_unknown(name, [*tasks.all_tasks, *conf.own_tasks]) for name in unknown if name not in named]
     if not wrong:
         wrong = [*_twice(conf, tasks, asked), *_unfit(conf, tasks, asked)]
     if not wrong:

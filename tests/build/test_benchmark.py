@@ -207,6 +207,7 @@ FILES = {
     "tag's number": ({"mine.yaml": "tag: 5\n"}, "tasks/mine.yaml, line 13: tag is a text or a list of texts, found 5."),
     "tag's lists": ({"mine.yaml": "tag: [mine_too, [5]]\n"}, "tasks/mine.yaml, line 13: tag is a text or a list of texts, found ['mine_too', [5]]."),
     "a number for a name": ({"mine.yaml": ("task: mine", "task: 5"), "b.yaml": "task: other\n"}, "tasks/mine.yaml, line 1: the file names no task, and a name is text, found 5: write task: NAME."),
+    "no documents": ({"mine.yaml": "process_docs: !function utils.keep\n", "utils.py": "def keep(docs): return docs.filter(lambda doc: False)\n"}, "tasks/mine.yaml, line 13: process_docs: the task mine has no document to ask: give it rows."),
     "a tag's file": ({"mine.yaml": "doc_to_txt: x\ntag: mine_too\n"}, "tasks/mine.yaml, line 13: a task has no key doc_to_txt (did you mean doc_to_text?)."),
 }  # fmt: skip
 
@@ -225,6 +226,22 @@ def test_files(name: str, said: Callable[..., list[str]], tasks: Path) -> None:
     asked = "mine_too" if any("mine_too" in str(change) for change in files.values()) else "mine"
     found = said(f"benchmark.tasks=[{asked}]", "benchmark.include_path=tasks")
     assert sentence in [line.replace(f"{tasks.parent}/", "") for line in found]
+
+
+@pytest.mark.parametrize("asked", ["other", "ot*", "mine_too"])
+def test_a_file_that_can_not_be_read_may_have_any_name(asked: str, tasks: Path, said: Callable[..., list[str]]) -> None:
+    (tasks / "other.yaml").write_text("task: other\ndoc_to_text: 'open\n")
+    (tasks / "g.yaml").write_text("group: mine_too\ntask: [mine, other]\n")
+    (sentence,) = said(f"benchmark.tasks=['{asked}']", "benchmark.include_path=tasks")
+    assert "other.yaml, line 3: is not YAML: " in sentence
+
+
+@pytest.mark.parametrize(("kind", "text"), [("json", ""), ("csv", "question,answer\n")])
+def test_a_task_without_rows(kind: str, text: str, tasks: Path, said: Callable[..., list[str]]) -> None:
+    (tasks / "rows.jsonl").write_text(text)
+    (tasks / "mine.yaml").write_text(TASK.format(folder=tasks).replace("json\n", f"{kind}\n"))
+    (sentence,) = said("benchmark.tasks=[mine]", "benchmark.include_path=tasks")
+    assert sentence.endswith("tasks/mine.yaml, line 3: the rows can't be loaded: a split has none.")
 
 
 def test_a_pattern_expands_to_nothing_unsound(tasks: Path, said: Callable[..., list[str]]) -> None:

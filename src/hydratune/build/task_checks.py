@@ -45,8 +45,10 @@ TEMPLATES = (
 )
 
 
-def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) -> tuple[list[str], set[str]]:
+def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) -> tuple[list[str], set[str] | None]:
     """A sentence for each file that lm-eval can't read, and for each mistake in those that `asked` needs; all names.
+
+    None for the names where a file can't be read, which may be called anything.
 
     `unknown`: some name of `asked` is nobody's, so that a file without a name may be meant.
     """
@@ -58,6 +60,7 @@ def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) ->
             wholes[path] = put_together(path, included, [])
         except Unreadable as error:
             found.append(str(error))
+    unread = bool(found)
     named: dict[str, list[Whole]] = {}
     tags: dict[str, list[str]] = {}
     for path, whole in wholes.items():
@@ -76,14 +79,14 @@ def problems(folder: Path, asked: Iterable[str], tasks: Tasks, unknown: bool) ->
         members = list(tags.get(name, []))
         for whole in named.get(name, [])[:1]:  # lm-eval takes the first
             grouped = "group" in whole.data and "class" not in whole.data
-            found += _of_group(whole, named, tasks) if grouped else _of_task(whole)
+            found += _of_group(whole, None if unread else named, tasks) if grouped else _of_task(whole)
             inner = whole.data.get("task") if grouped else []
             members += _members(inner)
             for other in named[name][1:]:
                 at = other.at("group" if grouped else "task")
                 found.append(f"{at}: {name} is in {short(whole.file.path)} too: give one of them another name.")
         todo += [one for one in members if one in {*named, *tags} and one not in todo]
-    return list(dict.fromkeys(found)), set(named)
+    return list(dict.fromkeys(found)), None if unread else set(named)
 
 
 def _name(item: Any) -> Any:
@@ -100,7 +103,7 @@ def _members(items: Any) -> Iterator[str]:
             yield name
 
 
-def _of_group(whole: Whole, named: dict[str, Any], tasks: Tasks) -> Iterator[str]:
+def _of_group(whole: Whole, named: dict[str, Any] | None, tasks: Tasks) -> Iterator[str]:
     known = OF_GROUPS | OF_TASKS
     for key in [key for key in whole.data if key not in known]:
         yield f"{whole.at(key)}: a group has no key {key}{suggestion(str(key), known)}."
@@ -114,7 +117,7 @@ def _of_group(whole: Whole, named: dict[str, Any], tasks: Tasks) -> Iterator[str
 
 
 def _of_members(
-    whole: Whole, named: dict[str, Any], tasks: Tasks, members: Any, key: str, *way: str | int
+    whole: Whole, named: dict[str, Any] | None, tasks: Tasks, members: Any, key: str, *way: str | int
 ) -> Iterator[str]:
     """Of the list `members` of a group, which lies at `way` in the file; groups may be described in it."""
     if not isinstance(members, list):
@@ -127,7 +130,7 @@ def _of_members(
             yield from _of_members(whole, named, tasks, item["task"], key, *way, number, "task")
         elif isinstance(item, dict) and {"group", "dataset_path", "custom_dataset"} & item.keys():
             continue  # described here, or another group
-        elif name not in tasks.task_index and name not in named:
+        elif named is not None and name not in tasks.task_index and name not in named:
             yield f"{at}: the group names {name!r}, which lm-eval does not know{suggestion(name, [*tasks.all_tasks, *named])}."
 
 

@@ -66,7 +66,10 @@ def _before_making(leaf: Leaf) -> Iterator[str]:
         arguments = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
         rows: Any = datasets.load_dataset(config["dataset_path"], config.get("dataset_name"), **arguments)
     except Exception as error:  # of any kind: the library's own, and those of its readers
-        yield f"{at('dataset_kwargs')}: the rows can't be loaded: {_said(error.__cause__ or error)}."
+        cause = error.__cause__ or error
+        none = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
+        said = "a split has none" if none else _said(cause)
+        yield f"{at('dataset_kwargs')}: the rows can't be loaded: {said}."
         return
     splits = list(rows) if isinstance(rows, dict) else []
     wrong = [(key, config[key]) for key in SPLITS if config.get(key) is not None and config[key] not in splits]
@@ -93,9 +96,13 @@ def _of_documents(leaf: Leaf, conf: BenchmarkConf) -> list[str]:
         task.set_fewshot_seed(conf.seed)
         own = task.config.num_fewshot
         shown = own if own == 0 or conf.num_fewshot is None else conf.num_fewshot
-        first = next(iter(task.eval_docs))
+        first = next(iter(task.eval_docs), None)
+        if first is None:
+            return [_nothing_asked(leaf)]
         task.fewshot_context(first, num_fewshot=shown or 0)
     except Exception as error:  # of any kind: of templates, of the user's own functions
+        if isinstance(error, IndexError) and _reads_first(error):
+            return [_nothing_asked(leaf)]
         key = _key_of(error)
         return [f"{at(key or 'task')}: {key or leaf.name}: {_said(error)}."]
     wrong = []
@@ -110,6 +117,16 @@ def _of_documents(leaf: Leaf, conf: BenchmarkConf) -> list[str]:
     if wrong:
         raise bad_rows(wrong)
     return []
+
+
+def _nothing_asked(leaf: Leaf) -> str:
+    key = next((key for key in ("process_docs", "test_split", "validation_split") if leaf.config.get(key)), "task")
+    return f"{_place(leaf)(key)}: {key}: the task {leaf.name} has no document to ask: give it rows."
+
+
+def _reads_first(error: BaseException) -> bool:
+    """Whether lm-eval was at the first document, which it renders when it makes a task."""
+    return any("task_docs[0]" in (frame.line or "") for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _unanswerable(task: Any, doc: Any) -> str:
