@@ -117,7 +117,7 @@ def mistakes() -> list[Any]:
         pytest.param({"shots": 2}, {"shots": 2}, {"fewshot_as_multiturn": False, "chat_template": chat},
                      "benchmark.fewshot_as_multiturn=true.", id="fewshot_as_multiturn"),
         pytest.param({"shots": 2}, {"shots": 2, "prompts": "others"}, {"config": {"fewshot_seed": 7}},
-                     "a:merged was asked with benchmark.seed=42, b:merged with 7: type hydratune run_dir=b stages=[evaluate] "
+                     "a:merged was asked with benchmark.seed=42, b:merged with 7: type hydratune run_dir=b 'stages=[evaluate]' "
                      "benchmark.seed=42.", id="seed"),
         pytest.param({}, {"version": 2}, {}, "a:merged had version 1 of the task, b:merged version 2: evaluate both with "
                      "the same lm-eval.", id="version"),
@@ -129,7 +129,7 @@ def mistakes() -> list[Any]:
         pytest.param({}, {"prompts": "of another day"}, {},
                      "a:merged and b:merged got other prompts under the same settings (code of the task has changed, or the "
                      "chat template writes the date): remove a/receipts/evaluate.json and b/receipts/evaluate.json, and type "
-                     "hydratune run_dir=a stages=[evaluate] and hydratune run_dir=b stages=[evaluate] on one day.",
+                     "hydratune run_dir=a 'stages=[evaluate]' and hydratune run_dir=b 'stages=[evaluate]' on one day.",
                      id="prompts"),
     ]  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_a_model_that_was_made_again_is_refused(
     for run in ("a", "b"):
         for model, scores in (("base", BASE), ("adapter", BASE), ("merged", BETTER)):
             write_model(tmp_path / run, model, {"nouns": task(scores)})
-    made, again = tmp_path / "b/receipts", "type hydratune run_dir=b stages=[evaluate]"
+    made, again = tmp_path / "b/receipts", "type hydratune run_dir=b 'stages=[evaluate]'"
     (made / "merge.json").write_text('{"stage": "merge", "status": "done", "seconds": 2}')
     assert refused("compare", "a", "b") == (
         f"hydratune: Stage merge of b was done again after merged was evaluated: {again}.\n"
@@ -208,19 +208,19 @@ def test_refusals_say_what_to_type(refused: Callable[..., str], tmp_path: Path) 
     ):
         write_model(tmp_path / run, "merged", {name: task(scores)}, config={"limit": limit})
     (tmp_path / "new").mkdir()
-    everything = "stages=[evaluate] 'benchmark.models=[base,adapter,merged]'"
+    everything = "'stages=[evaluate]' 'benchmark.models=[base,adapter,merged]'"
     for words, said in {
         (): "compare takes folders of runs: hydratune compare RUN RUN ..., also RUN:base or RUN:adapter.",
         ("a", "gone"): "gone: there is no folder gone; type hydratune compare RUN RUN ..., with folders of runs.",
         ("a", "lora.r=4"): "lora.r=4: there is no folder lora.r=4; type hydratune compare RUN RUN ..., with folders of runs.",
-        ("a", "new"): "new has no benchmark results: type hydratune run_dir=new stages=[evaluate] benchmark=quick.",
+        ("a", "new"): "new has no benchmark results: type hydratune run_dir=new 'stages=[evaluate]' benchmark=quick.",
         ("a",): f"a has results of merged alone: name another run, or type hydratune run_dir=a {everything}.",
         ("a:base", "b"): f"a:base: a has results of merged, none of base: type hydratune run_dir=a {everything}.",
         ("a", "./a"): "A model is named twice: name each run once, or as RUN:base, RUN:adapter, RUN:merged.",
         ("a", "b"): "nouns: a:merged was asked with benchmark.limit=null, b:merged with 10: type hydratune run_dir=b "
-        "stages=[evaluate] benchmark.limit=null.",
+        "'stages=[evaluate]' benchmark.limit=null.",
         ("a", "c"): "There is no task in common (a:merged has nouns; c:merged has verbs): type hydratune run_dir=c "
-        "stages=[evaluate] 'benchmark.tasks=[nouns]'.",
+        "'stages=[evaluate]' 'benchmark.tasks=[nouns]'.",
         ("a", "b", "-m"): "-m has no use here: type hydratune compare RUN RUN ...",
     }.items():  # fmt: skip
         assert refused("compare", *words) == f"hydratune: {said}\n"
@@ -228,11 +228,32 @@ def test_refusals_say_what_to_type(refused: Callable[..., str], tmp_path: Path) 
         file.unlink()
     assert refused("compare", "a", "b") == (
         "hydratune: The samples of task nouns are missing in a/benchmark/merged: type hydratune run_dir=a "
-        "stages=[evaluate].\n"
+        "'stages=[evaluate]'.\n"
     )
     (tmp_path / "a/benchmark/merged.json").write_text('{"half')
     assert refused("compare", "a", "b") == (
-        "hydratune: a/benchmark/merged.json holds no results of lm-eval: type hydratune run_dir=a stages=[evaluate].\n"
+        "hydratune: a/benchmark/merged.json holds no results of lm-eval: type hydratune run_dir=a 'stages=[evaluate]'.\n"
+    )
+
+
+def test_a_folder_of_tasks_is_typed_again(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A saved file may not name it by itself, as files in it may name code."""
+    for run, folder, limit in (("a", "tasks of a", None), ("b", "tasks of b", 10), ("c", None, None)):
+        tasks = {"verbs" if run == "c" else "nouns": task(BASE[:limit])}
+        write_model(tmp_path / run, "merged", tasks, config={"limit": limit})
+        if folder:
+            (tmp_path / run / "config.yaml").write_text(f"benchmark:\n  include_path: /x/{folder}\n")
+    for words, typed in {
+        ("a", "b"): "run_dir=b 'stages=[evaluate]' benchmark.limit=null 'benchmark.include_path=/x/tasks of b'",
+        (
+            "b",
+        ): "run_dir=b 'stages=[evaluate]' 'benchmark.models=[base,adapter,merged]' 'benchmark.include_path=/x/tasks of b'",
+        ("a", "c"): "run_dir=c 'stages=[evaluate]' 'benchmark.tasks=[nouns]' 'benchmark.include_path=/x/tasks of a'",
+    }.items():
+        assert refused("compare", *words).endswith(f"type hydratune {typed}.\n")
+    write_receipts(tmp_path / "b", status="failed")
+    assert refused("compare", "a", "b").endswith(
+        "type hydratune run_dir=b 'stages=[evaluate]' 'benchmark.include_path=/x/tasks of b'.\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydratune.build.again import again
 from hydratune.build.comparison import compare, refuse_other_questions
 from hydratune.build.scores import MODELS, Scores, read_scores
 from hydratune.config.schema import Config, ConfigError
@@ -10,7 +11,7 @@ from hydratune.run.console import say
 from hydratune.run.layout import RunDir
 from hydratune.run.table import comparison_table
 
-ALL = "'benchmark.models=[base,adapter,merged]'"  # quoted, as a shell would take [...] for a pattern
+ALL = "benchmark.models=[base,adapter,merged]"
 
 
 def show(words: list[str]) -> None:
@@ -22,10 +23,7 @@ def show(words: list[str]) -> None:
         run, model = named[0]
         others = [other for other in _evaluated(run) if other != model]
         if not others:
-            raise ConfigError(
-                f"{run} has results of {model} alone: name another run, or type hydratune run_dir={run} "
-                f"stages=[evaluate] {ALL}."
-            )
+            raise ConfigError(f"{run} has results of {model} alone: name another run, or type {again(run, ALL)}.")
         named = [(run, others[0]), (run, model)]
     if len({(run.resolve(), model) for run, model in named}) < len(named):
         raise ConfigError("A model is named twice: name each run once, or as RUN:base, RUN:adapter, RUN:merged.")
@@ -38,10 +36,9 @@ def show(words: list[str]) -> None:
     common = set(tasks[0]).intersection(*tasks[1:])
     if not common:
         has = "; ".join(f"{name} has {', '.join([*found][:5])}" for name, found in zip(asked, tasks, strict=True))
-        raise ConfigError(
-            f"There is no task in common ({has}): type hydratune run_dir={named[1][0]} stages=[evaluate] "
-            f"'benchmark.tasks=[{','.join([*tasks[0]][:5])}]'."
-        )
+        wanted = f"benchmark.tasks=[{','.join([*tasks[0]][:5])}]"
+        typed = again(named[1][0], wanted, tasks_of=named[0][0])
+        raise ConfigError(f"There is no task in common ({has}): type {typed}.")
     names = dict(zip(asked, _short_names(named), strict=True))
     kept = {names[name]: [one for one in scores if one.task in common] for name, scores in asked.items()}
     say(comparison_table(compare(kept, names[reference], Config().benchmark.seed)))
@@ -68,33 +65,29 @@ def _named(word: str) -> tuple[Path, str]:
         )
     found = _evaluated(run)
     if not found:
-        raise ConfigError(
-            f"{run} has no benchmark results: type hydratune run_dir={run} stages=[evaluate] benchmark=quick."
-        )
+        raise ConfigError(f"{run} has no benchmark results: type {again(run, 'benchmark=quick')}.")
     if model and model not in found:
         raise ConfigError(
-            f"{word}: {run} has results of {' and '.join(found)}, none of {model}: type hydratune run_dir={run} "
-            f"stages=[evaluate] {ALL}."
+            f"{word}: {run} has results of {' and '.join(found)}, none of {model}: type {again(run, ALL)}."
         )
     return run, model or found[-1]
 
 
 def _refuse_outdated(run: Path, model: str) -> None:
     """Raises ConfigError where the results may be of another model than the one that is in the run now."""
-    again = f"type hydratune run_dir={run} stages=[evaluate]"
     done = receipt.read(RunDir(run), "evaluate")
     if done is None or done.get("status") != "done":
-        raise ConfigError(f"The last evaluation of {run} did not end: {again}.")
+        raise ConfigError(f"The last evaluation of {run} did not end: type {again(run)}.")
     if model == "base":
         return  # which no stage changes
     if model not in done["key"][0]["models"]:
         raise ConfigError(
-            f"The last evaluation of {run} left {model} out, so its older results may be of another one: {again} {ALL}."
+            f"The last evaluation of {run} left {model} out, so its older results may be of another one: type {again(run, ALL)}."
         )
     inputs = done["inputs"]
     maker = "merge" if model == "merged" and "merge" in inputs else "train"
     if inputs.get(maker, "") != receipt.digest(RunDir(run), maker):
-        raise ConfigError(f"Stage {maker} of {run} was done again after {model} was evaluated: {again}.")
+        raise ConfigError(f"Stage {maker} of {run} was done again after {model} was evaluated: type {again(run)}.")
 
 
 def _has_own_template(base: list[Scores], scores: list[Scores]) -> bool:

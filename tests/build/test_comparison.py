@@ -202,7 +202,7 @@ def test_a_models_samples_that_are_cut_or_missing_are_refused(tmp_path: Path) ->
     write_model(tmp_path, "base", {"nouns": task(BASE)})
     (file,) = (tmp_path / "benchmark/base").glob("samples_*")
     whole = file.read_text()
-    again = f"type hydratune run_dir={tmp_path} stages=[evaluate]."
+    again = f"type hydratune run_dir={tmp_path} 'stages=[evaluate]'."
     for text, said in (
         (whole[:-40], "is no whole file of samples"),
         ("".join(whole.splitlines(keepends=True)[:-1]), "are not of the 40 documents that base.json counts"),

@@ -4,6 +4,7 @@ import json
 from itertools import groupby
 from typing import Any
 
+from hydratune.build.again import again
 from hydratune.build.scores import Scores
 from hydratune.build.statistics import aggregate, consistency, holm, paired, standard_error, verdict
 from hydratune.config.schema import ConfigError
@@ -102,7 +103,7 @@ def _sentence(reference: str, model: str, key: str, mine: str, other: str) -> st
     if key == "prompts":
         runs = dict.fromkeys(name.rpartition(":")[0] for name in (reference, model))
         receipts = " and ".join(f"{one}/receipts/evaluate.json" for one in runs)
-        typed = " and ".join(f"hydratune run_dir={one} stages=[evaluate]" for one in runs)
+        typed = " and ".join(map(again, runs))
         return (
             f"{reference} and {model} got other prompts under the same settings (code of the task has changed, or the "
             f"chat template writes the date): remove {receipts}, and type {typed} on one day."
@@ -114,11 +115,7 @@ def _sentence(reference: str, model: str, key: str, mine: str, other: str) -> st
     if key == "task":
         return f"{reference} and {model} had the task with other prompts or scoring: evaluate both with the same task file."
     wanted = f"benchmark.{key}={mine}"
-    wanted = f'"{wanted}"' if set(wanted) & set(" '{[") else wanted
-    return (
-        f"{reference} was asked with benchmark.{key}={mine}, {model} with {other}: type hydratune run_dir={run} "
-        f"stages=[evaluate] {wanted}."
-    )
+    return f"{reference} was asked with {wanted}, {model} with {other}: type {again(run, wanted)}."
 
 
 def _typed(value: Any) -> str:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydratune.build.again import again
 from hydratune.config.schema import ConfigError
 
 DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+")
@@ -21,12 +22,10 @@ def read_results(path: Path | None, run: Path) -> dict[str, Any]:
             return {"group_subtasks": {}, "higher_is_better": {}} | found
     except (OSError, ValueError):
         pass
-    raise ConfigError(
-        f"{path or run / 'benchmark'} holds no results of lm-eval: type hydratune run_dir={run} stages=[evaluate]."
-    )
+    raise ConfigError(f"{path or run / 'benchmark'} holds no results of lm-eval: type {again(run)}.")
 
 
-def read_samples(path: Path, again: str) -> dict[str, list[dict[str, Any]]]:
+def read_samples(path: Path, run: Path) -> dict[str, list[dict[str, Any]]]:
     """Filter -> samples in the order of their documents."""
     found: dict[str, list[dict[str, Any]]] = {}
     try:
@@ -39,7 +38,7 @@ def read_samples(path: Path, again: str) -> dict[str, list[dict[str, Any]]]:
     except (OSError, ValueError, KeyError, TypeError):
         ordered = {}
     if not ordered:
-        raise ConfigError(f"{path} is no whole file of samples: type {again}.")
+        raise ConfigError(f"{path} is no whole file of samples: type {again(run)}.")
     return ordered
 
 

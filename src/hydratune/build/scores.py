@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hydratune.build.again import again
 from hydratune.build.result_files import latest, read_results, read_samples
 from hydratune.build.statistics import AGGREGATIONS, Array, aggregate
 from hydratune.config.schema import ConfigError
@@ -64,12 +65,11 @@ def read_scores(folder: Path, model: str) -> list[Scores]:
 
 
 def _of_task(task: str, results: dict[str, Any], folder: Path, model: str) -> Iterator[Scores]:
-    again = f"hydratune run_dir={folder.parent} stages=[evaluate]"
     seeds = sorted((folder / model / "seeds").glob("*"), key=lambda path: (len(path.name), path))
     files = {place: latest(place, f"samples_{task}_", ".jsonl") for place in (folder / model, *seeds)}
     if files[folder / model] is None:
-        raise ConfigError(f"The samples of task {task} are missing in {folder / model}: type {again}.")
-    samplings = [read_samples(file, again) for file in files.values() if file]
+        raise ConfigError(f"The samples of task {task} are missing in {folder / model}: type {again(folder.parent)}.")
+    samplings = [read_samples(file, folder.parent) for file in files.values() if file]
     others = [read_results(latest(place, "results_", ".json"), folder.parent) for place in seeds if files[place]]
     counted = results.get("n-samples", {}).get(task, {}).get("effective")
     documents = _documents(next(iter(samplings[0].values())))
@@ -77,7 +77,7 @@ def _of_task(task: str, results: dict[str, Any], folder: Path, model: str) -> It
         if _documents(samples) != documents or counted not in (None, len(samples)):
             raise ConfigError(
                 f"The samples of task {task} in {folder / model} are not of the {counted} documents that "
-                f"{model}.json counts: type {again}."
+                f"{model}.json counts: type {again(folder.parent)}."
             )
     settings, template = {"repeats": len(samplings)} | _settings(task, results), _template(results)
     for filtered, first in samplings[0].items():
