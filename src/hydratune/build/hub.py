@@ -4,9 +4,7 @@ import json
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import datasets
-from huggingface_hub import HfApi, constants, get_session, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -100,41 +98,6 @@ def address(file: str) -> str:
 
 def is_remote(file: str) -> bool:
     return "://" in address(file) and not address(file).startswith("file://")
-
-
-def ask(need: Need, patience: float) -> Any:
-    """The hub's description of the repository, with its commit and files; None of files elsewhere, which are there.
-
-    Raises TimeoutError after `patience` seconds: an HTTP library's own timeout is for each of a name's addresses, and
-    for each of the requests that huggingface_hub makes of one.
-    """
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(_answer(need, patience))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()  # for which a process that ends doesn't wait
-    return answer.result(patience)
-
-
-def _answer(need: Need, patience: float) -> Any:
-    api, described = HfApi(token=need.token), None
-    if need.kind == "model":
-        return api.model_info(need.id, revision=need.revision, timeout=patience)
-    if not need.addresses:
-        return api.dataset_info(need.id, revision=need.revision, timeout=patience)
-    for one in need.addresses:
-        if one.startswith("hf://datasets/"):
-            owner, name = one.removeprefix("hf://datasets/").split("/")[:2]
-            described = api.dataset_info(f"{owner}/{name.partition('@')[0]}", timeout=patience)
-        elif one.startswith("http"):
-            found = get_session().head(one, timeout=patience, follow_redirects=True)
-            if found.status_code in (404, 410):  # whatever else it says, only the loading can tell
-                raise NotThere(one)
-    return described
 
 
 def is_cached(need: Need) -> bool:

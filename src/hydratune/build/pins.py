@@ -14,8 +14,9 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from xxhash import xxh3_64
 
-from hydratune.build.hub import HUB, MISSING, Need, ask, explain, is_cached, is_set, missing, prefetching
+from hydratune.build.hub import HUB, MISSING, Need, explain, is_cached, is_set, missing, prefetching
 from hydratune.build.needs import model_need
+from hydratune.build.probe import ask
 from hydratune.config.schema import Config, ConfigError
 
 FLAGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_EVALUATE_OFFLINE")

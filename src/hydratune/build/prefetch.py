@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 from huggingface_hub import constants, snapshot_download
 
-from hydratune.build.hub import HUB, MISSING, Need, ask, causes, explain, is_set
+from hydratune.build.hub import HUB, MISSING, Need, causes, explain, is_set
 from hydratune.build.pins import FLAGS, manifest, root_of
+from hydratune.build.probe import ask
 from hydratune.build.source import LOADED
 from hydratune.config.schema import ConfigError, RunError
 
