@@ -204,7 +204,7 @@ STEPS: tuple[tuple[Callable[[Config], None], tuple[str, ...], tuple[str, ...]], 
     (check_options, ("model", "quantization", "lora", "trainer"), ("train",)),
     (_sockets, ("trainer",), ("train",)),
     (_tracking, ("tracking",), ("train",)),
-    (_tasks, ("benchmark",), ("evaluate",)),
+    (_tasks, ("benchmark", "objective"), ("evaluate",)),
     # a job's own merged model has the tokenizer of the others'
     (_evaluated, ("model", "benchmark.models"), ("evaluate",)),
     (check_own_tasks, ("benchmark", "model"), ("evaluate",)),

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import BenchmarkConf, Config, ConfigError
+from hydratune.config.values import suggestion
 from hydratune.run.console import quiet
 
 SHOWN = 3  # tasks that a sentence names
@@ -38,9 +39,25 @@ def check_tasks(config: Config) -> None:
     if not wrong:
         wrong = [*_twice(conf, tasks, asked), *_unfit(conf, tasks, asked)]
     if not wrong:
-        wrong = _of_rows(config, tasks, asked)
+        wrong = [*_objective(config, tasks, asked), *_of_rows(config, tasks, asked)]
     if wrong:
         raise ConfigError(wrong)
+
+
+def _objective(config: Config, tasks: Any, asked: list[str]) -> Iterator[str]:
+    """That what a sweep looks at is no score of these tasks: known only after training otherwise."""
+    model, _, rest = (config.objective or "").partition("/")
+    task, _, metric = rest.rpartition("/")
+    if model not in ("base", "adapter", "merged"):
+        return
+    leaves = {leaf.name: leaf for name in tasks.expanded(dict.fromkeys(asked)) for leaf in tasks.leaves(name)}
+    known = [*leaves, *tasks.expanded(dict.fromkeys(asked)), *config.benchmark.own_tasks]
+    if task not in known:
+        yield f"objective={config.objective} is about task {task!r}, which is none of benchmark.tasks{suggestion(task, known)}."
+    elif task in leaves and (listed := leaves[task].config.get("metric_list")):
+        names = [one["metric"] for one in listed if isinstance(one, dict) and isinstance(one.get("metric"), str)]
+        if names and metric.partition(",")[0] not in names:
+            yield f"objective={config.objective}: task {task} has no metric {metric!r}: it has {', '.join(names)}."
 
 
 def _of_rows(config: Config, tasks: Any, asked: list[str]) -> list[str]:

@@ -289,3 +289,23 @@ def test_sound_files_are_taken(tasks: Path, said: Callable[..., list[str]]) -> N
     assert [line for line in found if "tasks" in line] == [
         "benchmark.tasks names 'xyzzyplugh', which lm-eval does not know."
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (
+            "base/demo_categry/acc",
+            "is about task 'demo_categry', which is none of benchmark.tasks (did you mean demo_category?).",
+        ),
+        ("base/demo_category/acuracy", "task demo_category has no metric 'acuracy': it has acc"),
+    ],
+)
+def test_an_objective_that_no_task_measures(objective: str, said: str) -> None:
+    config = Config(objective=objective)
+    config.benchmark.tasks, config.benchmark.include_path, config.benchmark.models = ["demo_category"], "demo", ["base"]
+    with pytest.raises(ConfigError) as error:
+        check_tasks(config)
+    assert said in str(error.value)
+    config.objective = "base/demo_category/acc"
+    check_tasks(config)
