@@ -68,7 +68,7 @@ def test_a_sweep_that_is_submitted_is_not(login: Cluster) -> None:
     words = ("hydra/launcher=slurm_1gpu", "hydra.launcher.sbatch.cpus_per_task=1", "hydra.launcher.wait=true")
     done = call(login, "-m", "hydra.sweep.dir=swept", *words, "lora.r=4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 done" in done.stdout
+    assert "job 0 done" in done.stdout
 
 
 def test_a_compute_node_is_none(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,8 @@ class Trainer(LoraPlus, CheckpointedTrainer):
     validation_rows = ""  # a digest of them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # validation loss -> what it is the mean of: the last one's and the lowest's
-        self.validated: dict[float, Units] = {}
+        # step -> what its validation loss is the mean of: of the last step, and of the lowest loss
+        self.validated: dict[int, Units] = {}
         try:
             super().__init__(*args, **kwargs)
         except (ImportError, ValueError, AttributeError) as error:
@@ -180,8 +180,10 @@ class Trainer(LoraPlus, CheckpointedTrainer):
         loss = float(sums.sum() / counted.sum())
         if eval_dataset is None:  # of the weights that are saved it is the last one or the lowest
             unit = "row" if self.proven else "batch"
-            self.validated[loss] = Units(sums, counted, "mean", False, f"{self.validation_rows} {size}", unit)
-            self.validated = {one: self.validated[one] for one in (min(self.validated), loss)}
+            step = self.state.global_step
+            self.validated[step] = Units(sums, counted, "mean", False, f"{self.validation_rows} {size}", unit)
+            best = min(self.validated, key=lambda step: self.validated[step].value)
+            self.validated = {kept: self.validated[kept] for kept in (best, step)}
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -136,19 +136,24 @@ def _save(trainer: Trainer, config: Config, run: RunDir) -> None:
 def _write_validation(trainer: Trainer, run: RunDir) -> float:
     """The validation loss, and on disk what it is the mean of."""
     loss = _last_validation(trainer)
-    if loss not in trainer.validated:  # found before the run was stopped, or of a checkpoint before that
-        loss = float(trainer.evaluate()["eval_loss"])
+    found = trainer.validated.get(_saved_step(trainer))
+    if found is None:  # it was before the run was stopped, or of a checkpoint before that
+        trainer.evaluate()
+        found = trainer.validated[trainer.state.global_step]
     if trainer.is_world_process_zero():
-        write_atomically(run.validation, packed({"train/validation_loss": trainer.validated[loss]}))
+        write_atomically(run.validation, packed({"train/validation_loss": found}))
     return loss
 
 
 def _last_validation(trainer: Trainer) -> float:
     """The loss on the validation rows of the weights that are saved, which may be older than the lowest loss."""
-    state, step = trainer.state, trainer.state.global_step
-    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        step = step_of(state.best_model_checkpoint)
-    for entry in reversed(state.log_history):
-        if "eval_loss" in entry and entry["step"] == step:
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == _saved_step(trainer):
             return float(entry["eval_loss"])
     return float(trainer.evaluate()["eval_loss"])
+
+
+def _saved_step(trainer: Trainer) -> int:
+    """The step whose weights are saved."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return step_of(best) if best else trainer.state.global_step
