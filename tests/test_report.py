@@ -275,6 +275,6 @@ def test_each_row_has_its_own_loss(padding_free: bool | None, tiny: Path, rows: 
     trainer.proven = trainer.lean = False
     plain = trainer.evaluate()["eval_loss"]
     assert plain == pytest.approx(loss, rel=1e-5)
-    batches = trainer.validated[plain]
+    batches = trainer.validated[trainer.state.global_step]
     assert batches.unit == "batch" and batches.asked != found.asked and batches.value == plain
     assert batches.weights.tolist() == [found.weights[at : at + 3].sum() for at in range(0, len(found.weights), 3)]
