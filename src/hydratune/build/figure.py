@@ -10,6 +10,7 @@ import numpy as np
 from hydratune.build.leaderboard import Row
 
 SPANS = 10.0  # values that are so many times apart are shown on a log axis
+LABELS = 30  # of values that are no numbers
 BEYOND = 3.0  # settings further from the median than so many times the better half reaches are left out of the picture
 
 
@@ -25,7 +26,11 @@ def figure(key: str, values: Sequence[str], rows: Sequence[Row], objective: str,
     if numbers is None:
         kinds = sorted(set(values), key=_natural)
         places = np.array([kinds.index(value) for value in values], float)
-        axes.set_xticks(range(len(kinds)), kinds, rotation=30 if sum(map(len, kinds)) > 60 else 0)
+        every = math.ceil(
+            len(kinds) / LABELS
+        )  # more could not be read, and would take longer than the rest of the report
+        shown = kinds[::every]
+        axes.set_xticks(range(0, len(kinds), every), shown, rotation=30 if sum(map(len, shown)) > 60 else 0)
         axes.set_xlim(-0.5, len(kinds) - 0.5)
     else:
         places = numbers
