@@ -101,7 +101,9 @@ def _looks(place: Path) -> list[str]:
     from tests.sweeps_on_disk import Job, write_sweep
 
     folder, random = place / "many", np.random.default_rng(0)
-    write_sweep(folder, [Job([f"lora.r={n + 1}"], random.random(100) < 0.5, higher_is_better=True) for n in range(LOOKS)])
+    write_sweep(
+        folder, [Job([f"lora.r={n + 1}"], random.random(100) < 0.5, higher_is_better=True) for n in range(LOOKS)]
+    )
     libraries = "import numpy, scipy.stats, statsmodels.stats.contingency_tables, matplotlib.figure"
     plain = run([sys.executable, "-c", libraries], place)
     nothing = run([sys.executable, "-c", ""], place)
