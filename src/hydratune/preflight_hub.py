@@ -22,6 +22,7 @@ def settle_hub(jobs: Sequence[tuple[Config, list[str]]]) -> list[str]:
         return []
     from hydratune.build import pins
 
+    pins.heed_flags()
     every = dict.fromkeys(need for config, stages in jobs for need in needs_of(config, stages))
     needs = [need for need in every if need.weights or replace(need, weights=True) not in every]
     if not needs:

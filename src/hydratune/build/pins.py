@@ -93,15 +93,19 @@ def go_offline() -> list[str]:
     ours = [flag for flag in FLAGS if not os.environ.get(flag)]
     others = [f"{flag}={os.environ[flag]}" for flag in FLAGS if flag not in ours and not is_set(flag)]
     os.environ.update(dict.fromkeys(ours, "1"))
-    # which the libraries have read from the environment when they were imported
-    if "HF_HUB_OFFLINE" in ours:
+    heed_flags()
+    return others
+
+
+def heed_flags() -> None:
+    """Tell the libraries of the flags, which they read when they were imported: before, or in a process that was forked."""
+    if is_set("HF_HUB_OFFLINE"):
         constants.HF_HUB_OFFLINE = True
-    if "HF_DATASETS_OFFLINE" in ours:
+    if is_set("HF_DATASETS_OFFLINE"):
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
     evaluate = sys.modules.get("evaluate.config")
-    if evaluate and "HF_EVALUATE_OFFLINE" in ours:
+    if evaluate and is_set("HF_EVALUATE_OFFLINE"):
         evaluate.HF_EVALUATE_OFFLINE = True  # type: ignore[attr-defined]
-    return others
 
 
 def why_offline(needs: Sequence[Need], cache: Path) -> str | None:
