@@ -113,8 +113,9 @@ def _resume(words: list[str]) -> None:
     from hydratune.sweep.launching import KINDS, launch, settings_of
     from hydratune.sweep.status import allow
 
-    options = {f"hydra.launcher.{f.name}" for kind in KINDS.values() for f in fields(kind)}
-    found = taken("resume", words, [*sorted(options), "trust"], numbers=True)
+    launcher = SweepDir(Path(words[0])).info["launcher"] if words else {"_target_": "HereLauncher"}
+    options = [f"hydra.launcher.{f.name}" for f in fields(KINDS[launcher["_target_"].rpartition(".")[2]])]
+    found = taken("resume", words, [*options, "trust"], numbers=True)
     saved = found.folder.info["launcher"]
     typed = {key.rpartition(".")[2]: value for key, value in found.settings.items() if key != "trust"}
     settings = settings_of(saved["_target_"], {**saved, **typed})
