@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+from conftest import ROWS
+
 from hydratune.run.job import read_record
 
 PATIENCE = 150.0  # seconds
 HERE = Path(__file__).parent
-LOCAL_SLURM = next(
-    path for path in (HERE.parents[1] / "launchers/local_slurm.sh", HERE / "local_slurm.sh") if path.is_file()
-)
+LOCAL_SLURM = HERE.parents[1] / "launchers" / "local_slurm.sh"
 
 
 def wait_until(what: str, holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
@@ -146,3 +147,13 @@ def running_slurm(folder: Path) -> Iterator[str]:
         yield str(folder / "slurm.conf")
     finally:
         subprocess.run([LOCAL_SLURM, "stop", folder], check=True, timeout=120)
+
+
+@contextmanager
+def site(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cluster]:
+    """A Slurm of its own, with a folder to submit from and rows to train on."""
+    folder = tmp_path_factory.mktemp("site")
+    rows = folder / "rows.jsonl"
+    rows.write_text(ROWS)
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
+        yield Cluster(folder, conf, tiny, rows)

@@ -1,6 +1,5 @@
 """A sweep's jobs on a real Slurm, disturbed in every way: each goes on by itself, and ends as an undisturbed one."""
 
-import json
 import os
 import re
 import signal
@@ -11,11 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import chat_rows
-from sweeps_on_slurm import Cluster, Sweep, figure, running_slurm, wait_until
+from sweeps_on_slurm import Cluster, Sweep, figure, site, wait_until
 
 pytestmark = pytest.mark.slurm
-STEPS = 600
 DIES = '''
 import os
 import signal
@@ -34,11 +31,7 @@ class Dies(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("site")
-    rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
-    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
-        cluster = Cluster(folder, conf, tiny, rows)
+    with site(tmp_path_factory, tiny) as cluster:
         cluster.configure(SlurmdTimeout=10)
         cluster.slurm.append("hydra.launcher.sbatch.gpus_per_node=null")
         yield cluster

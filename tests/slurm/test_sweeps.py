@@ -10,19 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import chat_rows
-from sweeps_on_slurm import Cluster, Sweep, running_slurm, wait_until
+from sweeps_on_slurm import Cluster, Sweep, site, wait_until
 
 pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("site")
-    rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows()))
-    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
-        cluster = Cluster(folder, conf, tiny, rows)
+    with site(tmp_path_factory, tiny) as cluster:
         partitions = (
             "PartitionName=short Nodes=n[1-2] MaxTime=5\nPartitionName=theirs Nodes=n[1-2] AllowAccounts=rich\n"
         )

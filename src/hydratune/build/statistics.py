@@ -12,6 +12,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from hydratune.build.units import AGGREGATED
+
 LEVEL, POWER = 0.05, 0.8
 RESAMPLES = 9_999
 FINE_RESAMPLES = 99_999  # where p is small: below 2e-4 the coarse test sees nothing, which Holm over many rows asks for
@@ -20,12 +22,7 @@ FEWEST = 6  # documents that must all speak for one model before an exact paired
 
 Array = np.ndarray[Any, Any]
 # lm-eval's aggregations that are a function of one mean over documents, weighted by their length in the last two
-AGGREGATIONS: dict[str, Callable[[Any], Any]] = {
-    "mean": lambda mean: mean,
-    "perplexity": lambda mean: np.exp(-mean),
-    "weighted_perplexity": lambda mean: np.exp(-mean),
-    "bits_per_byte": lambda mean: -mean / np.log(2),
-}
+AGGREGATIONS: dict[str, Callable[[Any], Any]] = {name: function for name, (function, _) in AGGREGATED.items()}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,12 @@ def state_of(root: Path, record: Record | None) -> str:
     return state
 
 
+def look_at(root: Path) -> tuple[Record | None, str]:
+    """The job's record, and its state now."""
+    record = read_record(root)
+    return record, state_of(root, record)
+
+
 def is_cancelled(root: Path) -> bool:
     """Whether the job, or its whole sweep, is not to go on unless somebody asks for that."""
     return (root / CANCELLED).exists() or (root.parent / CANCELLED).exists()

@@ -11,8 +11,13 @@ from typing import Any
 import yaml
 
 from hydratune.config.schema import ConfigError
-from hydratune.run.job import CANCELLED, Record, read_record, state_of
+from hydratune.run.job import CANCELLED, Record, look_at
 from hydratune.run.layout import RunDir, in_turn, is_held, write_atomically, write_json
+
+
+def label(number: int, overrides: Sequence[str]) -> str:
+    """How a job is called on the screen."""
+    return f"job {number} ({' '.join(overrides)})" if overrides else f"job {number}"
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class Entry:
     overrides: list[str]  # those that differ between jobs
     words: list[str]  # all
     replaced: bool = False  # the same overrides mean other settings by now, and have another job
+
+    @property
+    def label(self) -> str:
+        """For a person."""
+        return label(self.number, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -73,9 +83,7 @@ class SweepDir:
     def states(self) -> Iterator[tuple[Entry, Record | None, str]]:
         """Each job with its record and its state now."""
         for entry in self.entries():
-            root = self.run_of(entry.number)
-            record = read_record(root)
-            yield entry, record, state_of(root, record)
+            yield entry, *look_at(self.run_of(entry.number))
 
     def numbers(self, asked: Sequence[Asked]) -> list[int]:
         """The number of each job: the one that it has, else the next that is free."""

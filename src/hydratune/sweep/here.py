@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydratune import pipeline, preflight
 from hydratune.config.schema import ConfigError, RunError
 from hydratune.run.console import say
-from hydratune.run.job import read_record, state_of
+from hydratune.run.job import look_at
 from hydratune.run.signals import SAVED, handled
 from hydratune.run.table import columns
 from hydratune.sweep import processes
@@ -103,10 +103,7 @@ def _gpus() -> list[str]:
 
 def _ended(plan: Plan, runner: Runner) -> list[JobReturn]:
     """What Hydra's sweepers get. Exits with 75, 130 or 143 where the sweep was stopped."""
-    folder, found = plan.folder.root, []
-    for job in plan.jobs:
-        record = read_record(job.root)
-        found.append((job, record, state_of(job.root, record)))
+    folder, found = plan.folder.root, [(job, *look_at(job.root)) for job in plan.jobs]
     failed = [job for job, _, state in found if state == "failed"]
     left = [job for job, _, state in found if state not in ("done", "failed")]
     if failed:
@@ -128,8 +125,7 @@ def returned(plan: Plan) -> list[JobReturn]:
     """What Hydra's sweepers get of each job."""
     results = []
     for job in plan.jobs:
-        record = read_record(job.root)
-        state = state_of(job.root, record)
+        record, state = look_at(job.root)
         if record and state == "done":
             results.append(_returned(job, JobStatus.COMPLETED, record.value))
         else:

@@ -21,7 +21,7 @@ from hydratune.config.saved import make_absolute, put, read_saved, value_of
 from hydratune.config.schema import Config, ConfigError, SweepConf
 from hydratune.config.settings import group_options
 from hydratune.config.values import converted, value_problems
-from hydratune.sweep.folder import Asked, SweepDir
+from hydratune.sweep.folder import Asked, SweepDir, label
 
 Check = Callable[[Sequence[tuple[Config, list[str]]]], list[list[str]]]  # preflight.check_jobs, in another process
 
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return f"job {self.number} ({' '.join(self.overrides)})" if self.overrides else f"job {self.number}"
+        return label(self.number, self.overrides)
 
     @property
     def root(self) -> Path:

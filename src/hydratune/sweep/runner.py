@@ -13,7 +13,7 @@ from hydratune import pipeline
 from hydratune.config.load import saved_form
 from hydratune.config.typed import quoted
 from hydratune.run.console import say, show
-from hydratune.run.job import AFTER_ATTEMPT, Record, is_cancelled, read_record, state_of
+from hydratune.run.job import AFTER_ATTEMPT, Record, is_cancelled, look_at, read_record
 from hydratune.run.layout import RunDir, is_held
 from hydratune.sweep import processes
 from hydratune.sweep.ending import Running, settled
@@ -92,8 +92,8 @@ class Runner:
 
     def _is_done(self, job: Job) -> bool:
         """With the objective that is asked for now; of what was done since this process began nothing is doubted."""
-        record, wanted = read_record(job.root), job.config.objective
-        if record is None or state_of(job.root, record) != "done":
+        (record, state), wanted = look_at(job.root), job.config.objective
+        if record is None or state != "done":
             return False
         lately = record.attempt > self.before[job.number]
         return lately or (wanted in (None, record.objective) and not pipeline.unfinished(job.config))
@@ -177,7 +177,7 @@ class Runner:
     def _tell(self) -> None:
         if self.slots > 1 and time.monotonic() - self.told > SAID_AGAIN:
             self.told = time.monotonic()
-            states = [state_of(job.root, read_record(job.root)) for job in self.jobs.values()]
+            states = [look_at(job.root)[1] for job in self.jobs.values()]
             counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
             say(f"of {len(states)} jobs {counts}")
 

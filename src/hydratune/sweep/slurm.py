@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn
 from hydratune import pipeline, preflight
 from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
-from hydratune.run.job import is_cancelled, read_record, state_of
+from hydratune.run.job import is_cancelled, look_at
 from hydratune.run.layout import is_held, write_atomically
 from hydratune.run.table import columns
 from hydratune.sweep import processes, slurm_queue
@@ -139,9 +139,7 @@ def _left(plan: Plan) -> list[Job]:
             break
         time.sleep(0.5)
     gone = [job for job in plan.jobs if job.number not in alive and job not in ending and not is_cancelled(job.root)]
-    return [
-        job for job in gone if state_of(job.root, read_record(job.root)) != "done" or pipeline.unfinished(job.config)
-    ]
+    return [job for job in gone if look_at(job.root)[1] != "done" or pipeline.unfinished(job.config)]
 
 
 def _parts(jobs: Sequence[Job], slurm: Slurm) -> list[list[_Part]]:
@@ -194,8 +192,7 @@ def _waited_for(plan: Plan) -> list[JobReturn]:
     while True:
         queue = slurm_queue.living(plan.folder)
         for job in plan.jobs:
-            record = read_record(job.root)
-            state, queued = state_of(job.root, record), queue.get(job.number)
+            (record, state), queued = look_at(job.root), queue.get(job.number)
             words = state if queued is None or state == "running" else f"{state}, {queued.state.lower()}"
             if told.get(job.number) != words:
                 told[job.number] = words

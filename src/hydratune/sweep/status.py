@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
-from hydratune.run.job import CANCELLED, STATES, Record, read_record, state_of
+from hydratune.run.job import CANCELLED, STATES, Record, look_at
 from hydratune.run.layout import RunDir, is_held, write_atomically
 from hydratune.sweep.folder import Entry, SweepDir
 from hydratune.sweep.ranking import least_is_best
@@ -35,12 +35,7 @@ def show_status(folder: SweepDir, everything: bool) -> None:
         counts[state] += 1
         if record and state == "done":
             seconds, done = seconds + record.seconds, done + 1
-            known = record.value is not None and math.isfinite(record.value)
-            if (
-                known
-                and least_is_best(record.objective or "", info["direction"]) is not None
-                and (best is None or _is_better(record, best[1], info["direction"]))
-            ):
+            if _is_better(record, best and best[1], info["direction"]):
                 best = entry, record
         if record and state == "running":
             running += time.time() - record.started + record.seconds
@@ -57,7 +52,7 @@ def show_status(folder: SweepDir, everything: bool) -> None:
         if not everything and state in lines and counts[state] > SHOWN:
             say(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
     if best:
-        say(f"best so far: {_named(best[0])}: {_value(best[1])}   (what it can be told from: sweep report)")
+        say(f"best so far: {best[0].label}: {_value(best[1])}   (what it can be told from: sweep report)")
     left = counts["queued"] + counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
     if left and done and counts["running"]:
         mean = seconds / done
@@ -69,16 +64,14 @@ def show_status(folder: SweepDir, everything: bool) -> None:
         say(f"cancelled: hydratune sweep resume {folder.root} goes on")
 
 
-def _is_better(one: Record, other: Record, direction: str) -> bool:
-    if one.objective != other.objective:
-        return False
-    assert one.value is not None and other.value is not None
+def _is_better(one: Record, other: Record | None, direction: str) -> bool:
+    """Than the best so far, of the same objective; nothing is where its name doesn't tell which way is better."""
     least = least_is_best(one.objective or "", direction)
-    return least is not None and (one.value < other.value if least else one.value > other.value)
-
-
-def _named(entry: Entry) -> str:
-    return f"job {entry.number} ({' '.join(entry.overrides)})" if entry.overrides else f"job {entry.number}"
+    if least is None or one.value is None or not math.isfinite(one.value):
+        return False
+    if other is None or other.value is None:
+        return True
+    return one.objective == other.objective and (one.value < other.value if least else one.value > other.value)
 
 
 def _value(record: Record) -> str:
@@ -88,7 +81,7 @@ def _value(record: Record) -> str:
 
 
 def _line(entry: Entry, record: Record | None, state: str, root: Path, slurm: Queued | None) -> str:
-    words = [f"  {_named(entry)} {state}"]
+    words = [f"  {entry.label} {state}"]
     if slurm:
         words.append(slurm.words)
     if record and state == "running":
@@ -111,7 +104,7 @@ def show_logs(folder: SweepDir, numbers: list[int], lines: int) -> None:
         screen = RunDir(folder.run_of(entry.number)).screen
         if entry.number in numbers or (not numbers and state in ("running", "failed", "interrupted")):
             shown += 1
-            say(f"{_named(entry)} {state}, {screen}:")
+            say(f"{entry.label} {state}, {screen}:")
             say("\n".join(f"  {line}" for line in _last_lines(screen, lines)) or "  it has printed nothing yet")
     if not shown:
         say("no job is at work or failed: name one by its number, hydratune sweep logs DIR 0")
@@ -148,9 +141,7 @@ def cancel(folder: SweepDir, numbers: list[int]) -> None:
     for entry in folder.entries():
         if numbers and entry.number not in numbers:
             continue
-        root = folder.run_of(entry.number)
-        record = read_record(root)
-        state = state_of(root, record)
+        record, state = look_at(folder.run_of(entry.number))
         counts[state] += 1
         # the sweep's process sees the mark within a second; a job that has none left is asked from here, where it is here
         if record and state == "running" and record.host == platform.node() and entry.number not in in_slurm:
