@@ -58,12 +58,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def environment_as_before() -> Iterator[None]:
-    """What a command that ran in this process has set, such as that there is no network, is not the next test's."""
-    before = dict(os.environ)
+def process_as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a command that ran in this process has set, such as that there is no network, is not the next test's.
+
+    Neither are the places that it looked for modules in, nor a test's own modules, whose names others have too.
+    """
+    environment, places = dict(os.environ), list(sys.path)
     yield
     os.environ.clear()
-    os.environ.update(before)
+    os.environ.update(environment)
+    sys.path[:] = places
+    temporary = f"{tmp_path_factory.getbasetemp()}/"
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(temporary):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

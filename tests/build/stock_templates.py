@@ -6,7 +6,6 @@ conversation becomes and which of it is supervised: a test holds the text agains
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +196,7 @@ STOCK = {
     "qwen3_instruct_2507": Stock(_trl("qwen3_instruct_2507"), **QWEN),
     "llama3": Stock(_trl("llama3"), **LLAMA3, system=LLAMA_SYSTEM),
     "llama3_1": Stock(_trl("llama3_1"), **_dated("26 Jul 2024")),
-    "llama3_2": Stock(_trl("llama3_2"), **_dated(datetime.now().strftime("%d %b %Y"))),
+    "llama3_2": Stock(_trl("llama3_2"), **_dated("29 Feb 2028")),
     "gemma": Stock(_trl("gemma"), **GEMMA),
     "gemma3": Stock(_trl("gemma3"), **GEMMA, system="", in_question="{}\n\n"),
     "mistral_v0_1": Stock(
@@ -227,7 +226,7 @@ STOCK = {
         lead="<|channel|>final<|message|>", end="<|end|>", last_end="<|return|>", stop="<|return|>",
         system="<|start|>developer<|message|># Instructions\n\n{}\n\n<|end|>",
         start="<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: "
-        f"2024-06\nCurrent date: {datetime.now():%Y-%m-%d}\n\nReasoning: medium\n\n# Valid channels: analysis, "
+        "2024-06\nCurrent date: 2028-02-29\n\nReasoning: medium\n\n# Valid channels: analysis, "
         "commentary, final. Channel must be included for every message.<|end|>",
     ),
     "glm4": Stock(GLM4, **GLM, lead="\n"),

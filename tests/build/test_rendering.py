@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from functools import cache
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hydratune.build.model import TEMPLATES
@@ -16,6 +18,19 @@ from hydratune.build.rendering import Renderer, Tokens, _marked
 from hydratune.config.schema import ConfigError
 from hydratune.formats import Chat, Text
 from tests.build.stock_templates import DEEPSEEK_ASSISTANT, DEEPSEEK_END, STOCK, TRL, Pieces, Stock, Turns
+
+
+class LeapDay(datetime):
+    """The clock of templates that write the date, at the day that STOCK has written out."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "LeapDay":
+        return cls(2028, 2, 29, tzinfo=tz)
+
+
+@pytest.fixture(autouse=True)
+def on_a_leap_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", LeapDay)
 
 
 def asked(content: str) -> dict[str, Any]:
