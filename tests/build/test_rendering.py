@@ -2,8 +2,8 @@
 
 import importlib.util
 import re
-from functools import cache
 from datetime import datetime, tzinfo
+from functools import cache
 from pathlib import Path
 from typing import Any
 

@@ -185,6 +185,19 @@ def test_requeues_have_an_end(cluster: Cluster) -> None:
     assert "hydra.launcher.max_requeues=1 is reached: hydratune sweep resume" in sweep.screen(1)
 
 
+@pytest.fixture(scope="module")
+def limited(cluster: Cluster) -> Sweep:
+    """Two jobs that a minute is too short for: one is told 15 seconds before, one hears it from Slurm at the end of it."""
+    (cluster.folder / "slow.py").write_text(SLOW)
+    typed = [
+        "trainer.max_steps=200", "trainer.save_steps=20", "trainer.callbacks=[slow:Slow]", "hydra.launcher.sbatch.time=1",
+    ]  # fmt: skip
+    for name, signal_ in (("told", "USR1@15"), ("untold", "null")):
+        cluster.hydratune(
+            *cluster.slurm, f"hydra.sweep.dir={name}", "seed=1", *typed, f"hydra.launcher.sbatch.signal={signal_}"
+        )
+
+
 def test_two_hundred_jobs(cluster: Cluster) -> None:
     began = time.monotonic()
     said = cluster.hydratune(

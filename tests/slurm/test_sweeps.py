@@ -10,9 +10,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from sweeps_on_slurm import Cluster, Sweep, site, wait_until
 
+from hydratune.sweep import slurm_limits
+
 pytestmark = pytest.mark.slurm
+
+READS = '''
+import os
+
+from transformers import TrainerCallback
+
+
+class Reads(TrainerCallback):
+    """Writes down what each process trains on."""
+
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, **_):
+        path = f"read-{os.environ['SLURM_NTASKS']}-{os.environ['SLURM_PROCID']}.txt"
+
+        def note(module, arguments, named):
+            with open(path, "a") as file:
+                file.write(processing_class.decode(named["input_ids"].flatten()))
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+'''
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +44,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cl
             "PartitionName=short Nodes=n[1-2] MaxTime=5\nPartitionName=theirs Nodes=n[1-2] AllowAccounts=rich\n"
         )
         cluster.conf.write_text(cluster.conf.read_text() + partitions)
-        cluster.configure(MinJobAge=5, MaxArraySize=4, EnforcePartLimits="ALL")  # three tasks an array
+        cluster.configure(MinJobAge=5, MaxArraySize=4)  # three tasks an array
         yield cluster
 
 
 def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
-    sweep = Sweep(cluster, "a sweep")
-    typed = ["hydra.sweep.dir='a sweep'", "lora.r=2,4,8", "trainer.learning_rate=1e-3,1e-4", "trainer.max_steps=4"]
+    sweep = Sweep(cluster, "a user's sweep")
+    typed = [
+        'hydra.sweep.dir="a user\'s sweep"',
+        "lora.r=2,4,8",
+        "trainer.learning_rate=1e-3,1e-4",
+        "trainer.max_steps=4",
+    ]
     command = cluster.command(*cluster.slurm, *typed, "hydra.launcher.sbatch.gpus_per_node=2")  # all that a node has
     # an sbatch that doesn't say at once what it has done
     slow = cluster.folder / "bin" / "sbatch"
@@ -48,7 +75,7 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
         assert said
     again.send_signal(signal.SIGKILL)
     again.wait()
-    assert said == "3 of 6 jobs submitted, in a sweep\n"
+    assert said == "3 of 6 jobs submitted, in a user's sweep\n"
     (sweep.root / "5" / "checkpoints").write_text("")  # which spoils that job
     arrays = [path.read_text().split() for path in sorted((sweep.root / "slurm").glob("*.jobs"))]
     assert [array[::2] for array in arrays] == [["0", "1", "2"], ["3", "4", "5"]]
@@ -79,7 +106,7 @@ def _running(text: str) -> bool:
 
 def test_a_bad_job_has_its_cause_and_goes_on_when_asked(cluster: Cluster) -> None:
     """In the sweep above, which Slurm has forgotten."""
-    sweep = Sweep(cluster, "a sweep")
+    sweep = Sweep(cluster, "a user's sweep")
     wait_until("Slurm forgets", lambda: "JobId=" not in _jobs(cluster))
     status = _status(cluster, sweep)
     assert "6 jobs, 5 done, 1 failed" in status
@@ -105,11 +132,15 @@ def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "prepared")
     module = {"BASH_FUNC_module%%": '() { echo "module $*"; [ "$2" != gone ]; }'}
     cluster.env |= module
+    another = cluster.folder / "another"
+    another.write_text(f'#!/bin/sh\necho another python\nexec {sys.executable} "$@"\n')
+    another.chmod(0o755)
     said = cluster.hydratune(
         *cluster.slurm, "hydra.sweep.dir=prepared", "data.validation_share=0.0001,0.3", "seed=1,2", "trainer.max_steps=2",
         "hydra.launcher.wait=true", "hydra.launcher.array_parallelism=1", "hydra.launcher.modules=[cuda/12]",
         "hydra.launcher.setup=['export SITE=ours']", "hydra.launcher.prepare={gpus_per_node:0,comment:cpu}",
-        "hydra.launcher.container=[sh,-c,'echo contained $SITE; exec \"$@\"',sh]", status=3,
+        "hydra.launcher.scratch=/tmp/$SITE", f"hydra.launcher.python={another}",
+        "hydra.launcher.container=[sh,-c,'echo contained $SITE in $TMPDIR; exec \"$@\"',sh]", status=3,
     )  # fmt: skip
     assert re.findall(r"(\w+): Slurm's job \d+, (\d)", said) == [("preparation", "1"), ("jobs", "2")] * 2
     assert [sweep.state(number) for number in range(4)] == ["failed", "failed", "done", "done"]
@@ -121,7 +152,9 @@ def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
     )
     assert "prepare" in sweep.screen(0) and not sweep.screen(1)
     for number in (2, 3):
-        assert "module load cuda/12\n" in sweep.screen(number) and "contained ours\n" in sweep.screen(number)
+        assert "module load cuda/12\n" in sweep.screen(number) and "contained ours in /tmp/ours\n" in sweep.screen(
+            number
+        )
     assert sweep.record(3).started > sweep.record(2).ended or sweep.record(2).started > sweep.record(3).ended
     script = (sweep.root / "slurm" / "0-prepare.sh").read_text()
     assert "#SBATCH --gpus-per-node=0\n" in script and "#SBATCH --comment=cpu\n" in script
@@ -157,26 +190,60 @@ def test_what_was_submitted_is_what_runs(cluster: Cluster) -> None:
     assert not (strict.root / "0" / "prepared.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (["sbatch.partition=gone"], "invalid partition specified: gone"),
-        (["sbatch.gpus_per_node=9"], "Requested node configuration is not available"),
-        (["sbatch.partition=short", "sbatch.time=10:00"], "Requested time limit is invalid"),
-        (["sbatch.partition=theirs", "sbatch.account=poor"], "Invalid account or account/partition combination"),
-        (["sbatch.partiton=batch"], "unrecognized option '--partiton=batch'"),
-        (["prepare={partition:gone}"], "invalid partition specified: gone"),
-        (["sbatch.array=0-3"], "hydra.launcher.sbatch.array belongs to hydra.launcher.array_parallelism: leave it out"),
-        (["max_requeues=-1"], "hydra.launcher.max_requeues is 0 or more, found -1"),
-        (["n_jobs=2"], "n_jobs"),
-    ],
-)  # fmt: skip
-def test_what_slurm_refuses(typed: list[str], said: str, cluster: Cluster) -> None:
+TIME = ["sbatch.partition=short", "sbatch.time=10:00"]
+ACCOUNT = ["sbatch.partition=theirs", "sbatch.account=poor"]
+REFUSED: list[tuple[list[str], str]] = [
+    (["sbatch.partition=gone"], "invalid partition specified: gone"),
+    (["sbatch.gpus_per_node=9"], "Requested node configuration is not available"),
+    (["sbatch.partiton=batch"], "unrecognized option '--partiton=batch'"),
+    (["prepare={partition:gone}"], "invalid partition specified: gone"),
+    (["sbatch.array=0-3"], "hydra.launcher.sbatch.array belongs to hydra.launcher.array_parallelism: leave it out"),
+    (["max_requeues=-1"], "hydra.launcher.max_requeues is 0 or more, found -1"),
+    (["n_jobs=2"], "n_jobs"),
+    # which Slurm takes, and lets wait for ever, where it is not told to EnforcePartLimits
+    (TIME, "Slurm would let the jobs wait for ever, and nothing was submitted: time=10:00 is over the limit of partition "
+           "short, 00:05:00."),
+    (ACCOUNT, "Slurm would let the jobs wait for ever, and nothing was submitted: partition theirs takes no account=poor "
+              "(AllowAccounts=rich)."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "said"), REFUSED)
+def test_what_is_refused(typed: list[str], said: str, cluster: Cluster) -> None:
     before = sorted(cluster.folder.rglob("*"))
     words = [f"++hydra.launcher.{word}" if word.startswith("sbatch") else f"hydra.launcher.{word}" for word in typed]
     text = cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=refused", "seed=1,2", *words, status=2)
     assert said in text and len(text.splitlines()) == 1 and text.startswith("hydratune: "), text
     assert sorted(cluster.folder.rglob("*")) == before and not cluster.queue()
+
+
+def test_what_one_partition_of_two_takes_is_submitted(cluster: Cluster) -> None:
+    typed = ["hydra.launcher.sbatch.partition='short,batch'", "hydra.launcher.sbatch.time=10:00", "seed=1"]
+    said = cluster.hydratune(
+        *cluster.slurm, *typed, "hydra.sweep.dir=two_partitions", "+hydra.launcher.sbatch.hold=true"
+    )
+    assert "1 of 1 jobs submitted" in said
+    cluster.call("scancel", *cluster.queue())
+
+
+def test_a_site_that_enforces_its_limits_says_it_itself(cluster: Cluster) -> None:
+    cluster.configure(EnforcePartLimits="ALL")
+    try:
+        test_what_is_refused(TIME, "Requested time limit is invalid", cluster)
+        test_what_is_refused(ACCOUNT, "Invalid account or account/partition combination", cluster)
+    finally:
+        cluster.configure(EnforcePartLimits="NO")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("30", 1800), ("30:15", 1815), ("01:30:15", 5415), ("1-2", 93600), ("1-2:30", 95400), ("1-00:00:01", 86401),
+        ("0", float("inf")), ("UNLIMITED", float("inf")),
+    ],
+)  # fmt: skip
+def test_a_time_as_slurm_writes_it(time: str, seconds: float) -> None:
+    assert slurm_limits.seconds(time) == seconds
 
 
 def test_no_sbatch_and_half_a_submission(cluster: Cluster) -> None:
@@ -209,9 +276,11 @@ def test_no_sbatch_and_half_a_submission(cluster: Cluster) -> None:
 
 def test_a_job_of_two_nodes(cluster: Cluster) -> None:
     """Two processes, each with half of the rows, train as one with all."""
+    (cluster.folder / "reads.py").write_text(READS)
+    cluster.env["PYTHONPATH"] = f"{cluster.folder}:{cluster.env.get('PYTHONPATH', '')}"
     typed = [
         *cluster.run, "lora=all_linear", "lora.lora_dropout=0", "trainer.max_steps=5", "seed=1",
-        "trainer.learning_rate=1e-3",
+        "trainer.learning_rate=1e-3", "trainer.callbacks=[reads:Reads]",
     ]  # fmt: skip
     cluster.hydratune(
         "-m", "hydra/launcher=slurm_multinode", "hydra.launcher.sbatch.ntasks_per_node=1", *typed,
@@ -224,8 +293,33 @@ def test_a_job_of_two_nodes(cluster: Cluster) -> None:
     one.wait_for("done", 0)
     receipt = json.loads((two.root / "0" / "receipts" / "train.json").read_text())
     assert receipt["hardware"]["world_size"] == 2
+    first, second, all_rows = (
+        re.findall(r"number (\d+)\?", (cluster.folder / name).read_text())
+        for name in ("read-2-0.txt", "read-2-1.txt", "read-1-0.txt")
+    )
+    assert len({*first}) == len({*second}) == 10 and not {*first} & {*second}
+    for step in range(5):
+        two_rows, four_rows = slice(2 * step, 2 * step + 2), slice(4 * step, 4 * step + 4)
+        assert {*first[two_rows], *second[two_rows]} == {*all_rows[four_rows]}
     losses = [
         [json.loads(line)["loss"] for line in (sweep.root / "0" / "train_log.jsonl").read_text().splitlines()]
         for sweep in (one, two)
     ]
     assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_search(cluster: Cluster) -> None:
+    """Which waits for the jobs of each of its rounds."""
+    typed = [
+        *cluster.slurm, "hydra.sweep.dir=search", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.direction=minimize", "hydra.sweeper.sampler.seed=1",
+        "trainer.learning_rate=tag(log,interval(1e-4,1e-1))", "trainer.max_steps=1",
+    ]  # fmt: skip
+    said = cluster.hydratune(*typed, status=2)
+    assert said.endswith(
+        "hydratune: a search needs what its jobs have found before it goes on: set hydra.launcher.wait=true.\n"
+    )
+    cluster.hydratune(*typed, "hydra.launcher.wait=true")
+    found = yaml.safe_load((cluster.folder / "search/optimization_results.yaml").read_text())
+    values = [Sweep(cluster, "search").record(number).value for number in range(2)]
+    assert found["best_value"] == min(values)

@@ -90,6 +90,9 @@ def _leaves(
                 continue  # what is meant can't be told
         if isinstance(value, yaml.MappingNode) and data[name] and not key.startswith(SWEPT):
             yield from _leaves(value, data[name], key, file, found)
+        elif isinstance(value, yaml.ScalarNode) and isinstance(data[name], int | float) and ":" in value.value:
+            said = f"{text}: {value.value} is the number {data[name]} to YAML, which counts it to the base of 60"
+            found.problems.append((place, f'{said}: write {text}: "{value.value}"'))
         else:
             yield replace(file, key=key, value=data[name], place=place)
 

@@ -68,6 +68,10 @@ def _take(file: IO[str], root: Path) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.02)
+        except OSError as error:  # such as Lustre's that is mounted without flock
+            raise RunError(
+                f"{root} can't be locked ({error.strerror}): its file system must take flock, as Lustre mounted with flock does."
+            ) from None
     file.seek(0)
     raise RunError(f"Another process ({file.read().strip()}) is at work in {root}.")
 

@@ -9,15 +9,13 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from hydratune import pipeline, preflight
+from hydratune import preflight
 from hydratune.config.schema import ConfigError, RunError
 from hydratune.run.console import say
 from hydratune.run.job import look_at
 from hydratune.run.signals import SAVED, handled
-from hydratune.run.table import columns
 from hydratune.sweep import processes
-from hydratune.sweep.jobs import Job, Plan
-from hydratune.sweep.reuse import take_over
+from hydratune.sweep.jobs import Checked, Job, Plan
 from hydratune.sweep.runner import Runner
 
 FAILED = 3  # exit status of a sweep with failed jobs
@@ -42,55 +40,53 @@ class Here:
         if self.start_method not in ("auto", "fork", "spawn"):
             raise ConfigError(f"hydra.launcher.start_method is auto, fork or spawn, found {self.start_method!r}.")
 
+    def ready(self, plan: Plan) -> None:
+        """Raises ConfigError where there are too few GPUs; sets what the libraries read when they are imported."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no sweep
+        gpus, slots = self._places()
+        if gpus and slots > len(gpus):
+            raise ConfigError(
+                f"hydra.launcher.n_jobs={slots}, and each job has a GPU of its own, of which there are {len(gpus)}: set "
+                f"hydra.launcher.n_jobs={len(gpus)}, or auto."
+            )
+        if not gpus and slots > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // slots)))
+
+    def check(self, jobs: Checked) -> list[list[str]]:
+        """What preflight says of each job, in a fork where jobs will be forked: this process runs nothing."""
+        if not self._forks():
+            if self.start_method == "fork":
+                raise ConfigError(
+                    "hydra.launcher.start_method=fork: the libraries have started threads or opened a GPU in this process, "
+                    "and its forks would hang: set hydra.launcher.start_method=spawn."
+                )
+            return preflight.check_jobs(jobs)
+        return processes.in_a_fork(lambda: preflight.check_jobs(jobs))
+
+    def run(self, plan: Plan) -> list[JobReturn]:
+        """Run what is left, and say how it ended."""
+        gpus, slots = self._places()
+        runner = Runner(plan, self._forks(), slots, gpus, self.max_failures, self.timeout_min)
+        with handled(runner.take):
+            runner.run()
+        if runner.trouble:
+            raise RunError(
+                f"The sweep was stopped, its jobs with their state saved where that was possible: {runner.trouble}. Type the "
+                "same command again when that is mended."
+            )
+        return _ended(plan, runner)
+
+    def _places(self) -> tuple[list[str], int]:
+        """The GPUs, and how many jobs are at work at a time."""
+        gpus = _gpus()
+        return gpus, int(self.n_jobs) if self.n_jobs != "auto" else max(1, len(gpus))
+
+    def _forks(self) -> bool:
+        return self.start_method != "spawn" and processes.may_fork()
+
 
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, (int, kind)) and not isinstance(value, bool)
-
-
-def launch(plan: Plan, here: Here) -> list[JobReturn]:
-    """Check what the libraries know, write the sweep down, run what is left of it, and say how it ended."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no sweep
-    gpus = _gpus()
-    slots = int(here.n_jobs) if here.n_jobs != "auto" else max(1, len(gpus))
-    if gpus and slots > len(gpus):
-        raise ConfigError(
-            f"hydra.launcher.n_jobs={slots}, and each job has a GPU of its own, of which there are {len(gpus)}: set "
-            f"hydra.launcher.n_jobs={len(gpus)}, or auto."
-        )
-    if not gpus and slots > 1:  # before a library reads it
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // slots)))
-    if plan.folder.is_cancelled():
-        raise ConfigError(f"{plan.folder.root} was cancelled: type hydratune sweep resume {plan.folder.root} to go on.")
-    asked = [(job.config, pipeline.unfinished(job.config)) for job in plan.jobs]
-    processes.import_in_one_thread(lambda: preflight.import_for(asked))
-    fork = here.start_method != "spawn" and processes.may_fork()
-    if here.start_method == "fork" and not fork:
-        raise ConfigError(
-            "hydra.launcher.start_method=fork: the libraries have started threads or opened a GPU in this process, and "
-            "its forks would hang: set hydra.launcher.start_method=spawn."
-        )
-    check = preflight.check_jobs
-    plan.check((lambda jobs: processes.in_a_fork(lambda: check(jobs))) if fork else check)
-    say(columns([("job", "settings", "run directory"), *(_row(job) for job in plan.jobs)]))
-    if not plan.jobs[0].config.stages:
-        say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
-        return [_returned(job, JobStatus.COMPLETED, None) for job in plan.jobs]
-    plan = plan.register()
-    if plan.reuse:
-        take_over(plan)
-    runner = Runner(plan, fork, slots, gpus, here.max_failures, here.timeout_min)
-    with handled(runner.take):
-        runner.run()
-    if runner.trouble:
-        raise RunError(
-            f"The sweep was stopped, its jobs with their state saved where that was possible: {runner.trouble}. Type the "
-            "same command again when that is mended."
-        )
-    return _ended(plan, runner)
-
-
-def _row(job: Job) -> tuple[str, str, str]:
-    return str(job.number), " ".join(job.overrides), str(job.root)
 
 
 def _gpus() -> list[str]:
@@ -127,14 +123,15 @@ def returned(plan: Plan) -> list[JobReturn]:
     for job in plan.jobs:
         record, state = look_at(job.root)
         if record and state == "done":
-            results.append(_returned(job, JobStatus.COMPLETED, record.value))
+            results.append(returned_of(job, JobStatus.COMPLETED, record.value))
         else:
             cause = record.cause if record and record.cause else state
-            results.append(_returned(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
+            results.append(returned_of(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
     return results
 
 
-def _returned(job: Job, status: JobStatus, value: Any) -> JobReturn:
+def returned_of(job: Job, status: JobStatus, value: Any) -> JobReturn:
+    """What they get of one."""
     result = JobReturn(overrides=job.words, working_dir=str(job.root), status=status)
     result.return_value = value
     return result

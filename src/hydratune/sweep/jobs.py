@@ -23,7 +23,7 @@ from hydratune.config.settings import group_options
 from hydratune.config.values import converted, value_problems
 from hydratune.sweep.folder import Asked, SweepDir, label
 
-Check = Callable[[Sequence[tuple[Config, list[str]]]], list[list[str]]]  # preflight.check_jobs, in another process
+Checked = Sequence[tuple[Config, list[str]]]  # what preflight.check_jobs takes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
     reuse: bool = False  # of sweep.reuse
     trusted: bool = True  # the settings are what was typed just now, and not what somebody's file says
 
-    def check(self, check_jobs: Check) -> None:
+    def check(self, check_jobs: Callable[[Checked], list[list[str]]]) -> None:
         """What the libraries know. Raises ConfigError with what is wrong with any job."""
         said: dict[str, list[Job]] = {}
         answers = check_jobs([(job.config, pipeline.unfinished(job.config)) for job in self.jobs])
@@ -88,6 +88,9 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
     for key in () if grid else ("zip", "seeds"):
         if master.sweep[key] != getattr(SweepConf(), key):
             raise ConfigError(f"sweep.{key} is read by hydra/sweeper=grid alone: leave it out, or the other sweeper.")
+    launcher = master.hydra.launcher
+    if not grid and str(launcher.get("_target_")).endswith(".SlurmLauncher") and launcher.get("wait") is not True:
+        raise ConfigError("a search needs what its jobs have found before it goes on: set hydra.launcher.wait=true.")
     configs = _composed(loader, master, overrides)
     named = master.hydra.sweep.dir
     folder = SweepDir(Path(f"runs/{configs[0].name}-sweep-{info['identity']}" if named == "auto" else named))

@@ -1,17 +1,22 @@
-"""Which launcher runs a plan, and with which settings: those of its option in conf/hydra/launcher."""
+"""A plan's way to its launcher, whose settings are those of its option in conf/hydra/launcher."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
+from hydratune import pipeline, preflight
 from hydratune.config.schema import ConfigError
 from hydratune.config.values import suggestion
-from hydratune.sweep import here, slurm
+from hydratune.run.console import say
+from hydratune.run.file_systems import unshared_locks
+from hydratune.run.table import columns
+from hydratune.sweep import here, processes
 from hydratune.sweep.here import Here
 from hydratune.sweep.jobs import Plan
+from hydratune.sweep.reuse import take_over
 from hydratune.sweep.slurm import Slurm
 
 KINDS: dict[str, type[Here] | type[Slurm]] = {"HereLauncher": Here, "SlurmLauncher": Slurm}
@@ -31,8 +36,26 @@ def settings_of(target: str, given: Mapping[str, Any]) -> Here | Slurm:
     return kind(**plain)
 
 
-def launch(plan: Plan, settings: Here | Slurm) -> list[JobReturn]:
-    """What Hydra's sweepers get; of jobs that were only submitted, none."""
-    if isinstance(settings, Here):
-        return here.launch(plan, settings)
-    return slurm.launch(plan, settings)
+def launch(plan: Plan, launcher: Here | Slurm) -> list[JobReturn]:
+    """Check every job, write the sweep down, and have the launcher do what is left of it.
+
+    Returns what Hydra's sweepers get; of jobs that were only submitted, nothing.
+    """
+    root = plan.folder.root
+    if plan.folder.is_cancelled():
+        raise ConfigError(f"{root} was cancelled: type hydratune sweep resume {root} to go on.")
+    launcher.ready(plan)
+    asked = [(job.config, pipeline.unfinished(job.config)) for job in plan.jobs]
+    processes.import_in_one_thread(lambda: preflight.import_for(asked))
+    plan.check(launcher.check)
+    rows = [(str(job.number), " ".join(job.overrides), str(job.root)) for job in plan.jobs]
+    say(columns([("job", "settings", "run directory"), *rows]))
+    if not plan.jobs[0].config.stages:
+        say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
+        return [here.returned_of(job, JobStatus.COMPLETED, None) for job in plan.jobs]
+    if why := unshared_locks(root):
+        say(f"locks in {root} are each machine's own ({why}): let one machine, or Slurm, start all jobs of this sweep")
+    plan = plan.register()
+    if plan.reuse:
+        take_over(plan)
+    return launcher.run(plan)

@@ -15,11 +15,10 @@ from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
 from hydratune.run.job import is_cancelled, look_at
 from hydratune.run.layout import is_held, write_atomically
-from hydratune.run.table import columns
-from hydratune.sweep import processes, slurm_queue
+from hydratune.sweep import slurm_limits, slurm_queue
 from hydratune.sweep.code import snapshot
 from hydratune.sweep.here import returned
-from hydratune.sweep.jobs import Job, Plan
+from hydratune.sweep.jobs import Checked, Job, Plan
 from hydratune.sweep.slurm_script import script_text
 
 POLL = 5.0  # seconds between two looks at the queue
@@ -42,7 +41,9 @@ class Slurm:
     max_requeues: int = 20
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
+    scratch: str | None = None
     container: list[str] = field(default_factory=list)
+    python: str | None = None
     prepare: dict[str, Any] | None = None  # options of sbatch for a job that prepares first
     strict_code: bool = False
     wait: bool = False
@@ -68,9 +69,43 @@ class Slurm:
             value = getattr(self, name)
             if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
                 raise ConfigError(f"hydra.launcher.{name} is a list of texts, found {value!r}.")
+        for name in ("scratch", "python"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip() or set(value) & set('"\n')):
+                raise ConfigError(f"hydra.launcher.{name} is null or a path, found {value!r}.")
         for name in ("strict_code", "wait"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"hydra.launcher.{name} is true or false, found {getattr(self, name)!r}.")
+
+    def ready(self, plan: Plan) -> None:
+        """Raises ConfigError where there is no Slurm, or where it refuses such jobs."""
+        slurm_queue.check_there()
+        for prepares in (False, True) if self.prepare is not None else (False,):
+            options = _Part(plan.jobs[:1], prepares).options(self)
+            said = slurm_queue.check_accepted(script_text(plan, 1, self, options, "check"))
+            slurm_limits.check(options, said)
+
+    def check(self, jobs: Checked) -> list[list[str]]:
+        """What preflight says of each job wherever it runs."""
+        return preflight.check_jobs(jobs, elsewhere=True)
+
+    def run(self, plan: Plan) -> list[JobReturn]:
+        """Submit what is left, and say how to follow it."""
+        root = plan.folder.root
+        with slurm_queue.one_submits(plan.folder) as lock:
+            left = _left(plan)
+            _submit(plan, _parts(left, self), self, lock)
+        if left:
+            name = shlex.quote(str(root))
+            say(
+                f"{len(left)} of {len(plan.jobs)} jobs submitted, in {root}\n"
+                f"  hydratune sweep status {name}     states, nodes, why a job waits, the time left\n"
+                f"  hydratune sweep logs {name}       what the jobs print\n"
+                f"  hydratune sweep cancel {name}     ends them, each with its state saved"
+            )
+        else:
+            say(f"{len(plan.jobs)} jobs: all done, or in Slurm's queue")
+        return _waited_for(plan) if self.wait else []
 
 
 @dataclass(frozen=True)
@@ -92,40 +127,6 @@ class _Part:
 
     def options(self, slurm: Slurm) -> dict[str, Any]:
         return slurm.sbatch | (slurm.prepare or {}) if self.prepares else slurm.sbatch
-
-
-def launch(plan: Plan, slurm: Slurm) -> list[JobReturn]:
-    """Check what the libraries know, write the sweep down, submit what is left of it, and say how to follow it."""
-    slurm_queue.check_there()
-    root = plan.folder.root
-    if plan.folder.is_cancelled():
-        raise ConfigError(f"{root} was cancelled: type hydratune sweep resume {root} to go on.")
-    for prepares in (False, True) if slurm.prepare is not None else (False,):
-        part = _Part(plan.jobs[:1], prepares)
-        slurm_queue.check_accepted(script_text(plan, 1, slurm, part.options(slurm), "check"))
-    asked = [(job.config, pipeline.unfinished(job.config)) for job in plan.jobs]
-    processes.import_in_one_thread(lambda: preflight.import_for(asked))
-    plan.check(lambda jobs: preflight.check_jobs(jobs, elsewhere=True))
-    if not plan.jobs[0].config.stages:
-        rows = [(str(job.number), " ".join(job.overrides), str(job.root)) for job in plan.jobs]
-        say(columns([("job", "settings", "run directory"), *rows]))
-        say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
-        return []
-    plan = plan.register()
-    with slurm_queue.one_submits(plan.folder) as lock:
-        left = _left(plan)
-        _submit(plan, _parts(left, slurm), slurm, lock)
-    if left:
-        name = shlex.quote(str(root))
-        say(
-            f"{len(left)} of {len(plan.jobs)} jobs submitted, in {root}\n"
-            f"  hydratune sweep status {name}     states, nodes, why a job waits, the time left\n"
-            f"  hydratune sweep logs {name}       what the jobs print\n"
-            f"  hydratune sweep cancel {name}     ends them, each with its state saved"
-        )
-    else:
-        say(f"{len(plan.jobs)} jobs: all done, or in Slurm's queue")
-    return _waited_for(plan) if slurm.wait else []
 
 
 def _left(plan: Plan) -> list[Job]:

@@ -46,7 +46,7 @@ def check_there() -> None:
         )
 
 
-def _asked(command: Sequence[str], kept: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+def asked(command: Sequence[str], kept: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, pass_fds=kept
@@ -61,14 +61,18 @@ def _words(said: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("Try ")))
 
 
-def check_accepted(script: str) -> None:
-    """Raises ConfigError with sbatch's words where it would refuse the script, of which nothing is left."""
+def check_accepted(script: str) -> str:
+    """What sbatch says of when and where the script could begin; nothing of it is left.
+
+    Raises ConfigError with sbatch's words where it would refuse it.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        done = _asked(["sbatch", "--test-only", file.name])
+        done = asked(["sbatch", "--test-only", file.name])
     if done.returncode:
         raise ConfigError(f"Slurm refuses the jobs, and nothing was submitted: {_words(done.stderr)}.")
+    return done.stderr
 
 
 @contextmanager
@@ -88,7 +92,7 @@ def sbatch(script: Path, dependencies: Sequence[str], lock: int) -> str:
     """Submit it; returns the array's number."""
     # one that can never begin would wait for ever
     options = [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"] if dependencies else []
-    done = _asked(["sbatch", "--parsable", *options, str(script)], [lock])
+    done = asked(["sbatch", "--parsable", *options, str(script)], [lock])
     if done.returncode:
         raise ConfigError(f"Slurm refuses {script}: {_words(done.stderr)}.")
     return done.stdout.strip().partition(";")[0]
@@ -96,7 +100,7 @@ def sbatch(script: Path, dependencies: Sequence[str], lock: int) -> str:
 
 def largest_array() -> int:
     """Tasks that one array may have."""
-    said = _asked(["scontrol", "show", "config"]).stdout
+    said = asked(["scontrol", "show", "config"]).stdout
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
     return max(1, (int(found[1]) if found else DEFAULT_ARRAY) - 1)
 
@@ -110,7 +114,7 @@ def in_queue(folder: SweepDir) -> list[Queued]:
     if not place.is_dir() or not shutil.which("squeue"):
         return []
     # one that Slurm has forgotten makes squeue fail where it is named: so all of the user's are asked for
-    done = _asked(["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%R|%N|%L|%o"])
+    done = asked(["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%R|%N|%L|%o"])
     if done.returncode:
         raise ConfigError(f"squeue says nothing of the jobs: {_words(done.stderr)}.")
     found, numbers = [], {}
@@ -139,6 +143,6 @@ def cancel(tasks: Sequence[str], at_work: Sequence[str]) -> None:
     """Those at work get SIGTERM, save their state and end; the others are taken out."""
     for options, names in (([], tasks), (["--signal=TERM"], at_work)):
         if names:
-            done = _asked(["scancel", *options, *names])
+            done = asked(["scancel", *options, *names])
             if done.returncode:
                 raise ConfigError(f"scancel: {_words(done.stderr)}.")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydratune.config.typed import quoted
 from hydratune.sweep.jobs import Plan
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
     parallel = f"%{slurm.array_parallelism}" if slurm.array_parallelism else ""
     lines = [f"--job-name={plan.jobs[0].config.name}", f"--array=0-{tasks - 1}{parallel}", "--open-mode=append"]
     lines += [f"--output={str(root).replace('%', '%%')}/slurm/%A_%a.out", *_options(options)]
-    python = shlex.quote(sys.executable)
-    command = " ".join([*map(shlex.quote, slurm.container), python])
-    asks = f"{python} -P -m hydratune.sweep.in_slurm"
+    asks = f"{shlex.quote(sys.executable)} -P -m hydratune.sweep.in_slurm"
+    command = shlex.join([*slurm.container, slurm.python or sys.executable])
+    run_dir = shlex.quote(f"run_dir={quoted(f'{root}/')[:-1]}") + '"$number\'"'  # quoted for Hydra, and that for bash
     strict = "strict" if slurm.strict_code else "lenient"
     trust = " trust=true" * plan.trusted
     return "\n".join([
@@ -39,6 +40,7 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
         "trap 'status=$?' ERR  # of any line up to the next trap",
         *(f"module load {shlex.quote(module)}" for module in slurm.modules),
         *slurm.setup,
+        *_scratch(slurm.scratch),
         "trap - ERR",
         "# which srun of Slurm 22.05 and later doesn't take over from the job",
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
@@ -47,8 +49,7 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
         "export MASTER_ADDR",
         f'((status)) || {asks} begin "$job" "$script.sh" {strict} || status=$?',
         "# srun, because Slurm's signals come to the steps of a job, and not to this shell",
-        f'((status)) || srun --kill-on-bad-exit=1 {command} -P -m hydratune "run_dir=\'$job\'" "stages=[$stages]"{trust}'
-        " || status=$?",
+        f'((status)) || srun --kill-on-bad-exit=1 {command} -P -m hydratune {run_dir} "stages=[$stages]"{trust} || status=$?',
         "again=0",
         f'{asks} end "$job" "$script.sh" "$status" "$SECONDS" {slurm.max_requeues} || again=$?',
         "# by this name, as the SLURM_JOB_ID of one of the tasks is that of the whole array; then until Slurm ends this shell:",
@@ -57,6 +58,17 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
         'exit "$status"',
         "",
     ])  # fmt: skip
+
+
+def _scratch(folder: str | None) -> list[str]:
+    """Lines by which temporary files, and kernels as they are compiled, are kept on the node's own disk."""
+    if folder is None:
+        return []
+    return [
+        f'export TMPDIR="{folder}"',
+        'export TRITON_CACHE_DIR="$TMPDIR/triton" TORCHINDUCTOR_CACHE_DIR="$TMPDIR/torchinductor"',
+        'mkdir -p "$TMPDIR"',
+    ]
 
 
 def _options(options: dict[str, Any]) -> list[str]:
