@@ -67,6 +67,10 @@ start() {
     echo "local_slurm: ${missing[*]} not found: apt-get install munge slurmctld slurmd slurm-client" >&2
     exit 1
   fi
+  if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "local_slurm: port $port is in use, maybe by another Slurm of this kind: set PORT, such as PORT=$((port + 10))" >&2
+    exit 1
+  fi
   mkdir -p "$dir"/{log,run,state,spool,dev,munge}
   chmod 755 "$dir" "$dir"/*
   [ -s "$dir/munge/key" ] || {

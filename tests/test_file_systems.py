@@ -52,7 +52,8 @@ def test_without_flock_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(
-        RunError, match=r"can't be locked \(Function not implemented\): its file system must take flock"
-    ), alone_in(RunDir(tmp_path)):
+    with (
+        pytest.raises(RunError, match=r"can't be locked \(Function not implemented\): its file system must take flock"),
+        alone_in(RunDir(tmp_path)),
+    ):
         pytest.fail("entered")

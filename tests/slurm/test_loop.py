@@ -1,5 +1,6 @@
 """A sweep's jobs on a real Slurm, disturbed in every way: each goes on by itself, and ends as an undisturbed one."""
 
+import fcntl
 import os
 import re
 import signal
@@ -27,6 +28,17 @@ class Dies(TrainerCallback):
         if state.global_step == 5 and "/0/" in args.output_dir:
             os.kill(os.getpid(), signal.SIGKILL)
 '''
+
+SLOW = """
+import time
+
+from transformers import TrainerCallback
+
+
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        time.sleep(0.35)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +197,69 @@ def test_requeues_have_an_end(cluster: Cluster) -> None:
     assert "hydra.launcher.max_requeues=1 is reached: hydratune sweep resume" in sweep.screen(1)
 
 
-@pytest.fixture(scope="module")
-def limited(cluster: Cluster) -> Sweep:
-    """Two jobs that a minute is too short for: one is told 15 seconds before, one hears it from Slurm at the end of it."""
+def test_time_limits_and_a_rank_that_dies(cluster: Cluster) -> None:
+    """Jobs that a minute is too short for, told ahead or by Slurm's TERM at its end; and one of two processes dies."""
     (cluster.folder / "slow.py").write_text(SLOW)
     typed = [
-        "trainer.max_steps=200", "trainer.save_steps=20", "trainer.callbacks=[slow:Slow]", "hydra.launcher.sbatch.time=1",
+        *cluster.run, "seed=1", "trainer.max_steps=160", "trainer.save_steps=20", "trainer.callbacks=[slow:Slow]",
+        "trainer.save_total_limit=2",
     ]  # fmt: skip
-    for name, signal_ in (("told", "USR1@15"), ("untold", "null")):
-        cluster.hydratune(
-            *cluster.slurm, f"hydra.sweep.dir={name}", "seed=1", *typed, f"hydra.launcher.sbatch.signal={signal_}"
-        )
+    for name, more in (
+        ("told", ["sbatch.time=1", "sbatch.signal=USR1@10"]),
+        ("untold", ["sbatch.time=1", "sbatch.signal=null"]),
+        ("ranks", ["sbatch.ntasks_per_node=2"]),
+    ):
+        words = [f"hydra.launcher.{word}" for word in more]
+        cluster.hydratune(*cluster.slurm[:-1], *typed, f"hydra.sweep.dir={name}", *words, cluster.slurm[-1])
+    told, untold, ranks = (Sweep(cluster, name) for name in ("told", "untold", "ranks"))
+    ranks.wait_for_steps(0, more_than=25)
+    [rank_1] = [pid for pid in _processes_of(cluster, "SLURM_PROCID=1") if pid != ranks.record(0).pid]
+    os.kill(rank_1, signal.SIGKILL)
+    wait_until("a death is noted", (ranks.root / "0" / "deaths.json").is_file)
+    ranks.wait_for("done", 0)
+    # Slurm 22.05 may end the new step by a call that was meant for the one that died: saved, and started once more
+    assert "going on from checkpoint-" in ranks.screen(0) and ranks.record(0).attempt > 1
+    for sweep, word in ((told, "SIGUSR1"), (untold, "SIGTERM")):
+        sweep.wait_for("done", 0)
+        assert f"{word}: saved at step" in sweep.screen(0), sweep.screen(0)
+        assert _went_on(sweep, 0) and sweep.record(0).attempt > 1  # up to a minute early is soon enough for Slurm
+        assert sweep.steps(0) == list(range(1, 161))
+    assert told.adapter(0) == untold.adapter(0)
+
+
+def _processes_of(cluster: Cluster, variable: str) -> list[int]:
+    """Of training, those with this in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            here = f"SLURM_CONF={cluster.conf}".encode() in environment and variable.encode() in environment
+            if here and "run_dir=" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+def test_slurmctld_is_away_when_a_job_is_to_start_again(cluster: Cluster) -> None:
+    """And another process seems to have the job when it does, as the lock of a machine that has died."""
+    cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=away", "seed=1", "trainer.max_steps=400")
+    sweep = Sweep(cluster, "away")
+    sweep.wait_for_steps(0)
+    name = task(cluster, 0)
+    pid = int((cluster.conf.parent / "run/slurmctld.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    wait_until("slurmctld ends", lambda: not Path(f"/proc/{pid}").exists())
+    os.kill(sweep.record(0).pid, signal.SIGUSR1)
+    sweep.wait_for("stopped", 0)
+    time.sleep(1)
+    cluster.call("slurmctld")
+    with (sweep.root / "0" / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_until("Slurm starts it again", lambda: "start 2" in sweep.screen(0))
+        said = cluster.hydratune("sweep", "resume", "away")
+        assert "all done, or in Slurm's queue" in said and list(cluster.queue()) == [name]
+        wait_until("it waits", lambda: "waiting for the process that had the job" in sweep.screen(0))
+    sweep.wait_for("done", 0)
+    assert _went_on(sweep, 0) and saved_at(sweep, 0)
 
 
 def test_two_hundred_jobs(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -82,7 +83,7 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
 
     status = wait_until("a job at work", lambda: _running(text := _status(cluster, sweep)) and text)
     assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], 3:59:\d\d left of its time limit, Slurm's", status)
-    assert re.search(r"job 5 .* queued, pending \(\w+\), Slurm's job \d+_2", status), status
+    assert re.search(r"job 5 .* queued, pending( \(\w+\))?, Slurm's job \d+_2", status), status
     tasks = cluster.queue()
     assert "all done, or in Slurm's queue" in cluster.hydratune(*cluster.slurm, *typed)
     assert set(cluster.queue()) <= set(tasks), "doubled"
@@ -174,6 +175,7 @@ def test_what_was_submitted_is_what_runs(cluster: Cluster) -> None:
     cluster.call("git", "init", "-q", str(cluster.folder))
     cluster.call(*git, "add", "mine.py")
     cluster.call(*git, "commit", "-qm", "first")
+    (cluster.folder / "new.py").write_text("B = 1\n")  # which git doesn't know
     held = [*cluster.slurm, "seed=1", "trainer.max_steps=1", "+hydra.launcher.sbatch.hold=true"]
     for strict in ("true", "false"):
         cluster.hydratune(*held, f"hydra.sweep.dir=strict_{strict}", f"hydra.launcher.strict_code={strict}")
@@ -183,8 +185,10 @@ def test_what_was_submitted_is_what_runs(cluster: Cluster) -> None:
     strict.wait_for("failed", 0)
     lenient.wait_for("done", 0)
     differs = (
-        r"the code is not what was submitted: working directory was commit (\w{8}) and is commit \1 with changes \w{8}"
+        r"the code is not what was submitted: working directory was commit (\w{8}) with changes \w{8} and is commit \1 with "
+        r"changes \w{8}"
     )
+    assert any("+B = 1" in path.read_text() for path in (strict.root / "slurm").glob("*.diff"))
     assert re.search(differs + r"\.\n", lenient.screen(0)), lenient.screen(0)
     assert re.fullmatch(differs + "; strict_code=true refuses that: .*", strict.record(0).cause)
     assert not (strict.root / "0" / "prepared.json").exists()
@@ -195,11 +199,13 @@ ACCOUNT = ["sbatch.partition=theirs", "sbatch.account=poor"]
 REFUSED: list[tuple[list[str], str]] = [
     (["sbatch.partition=gone"], "invalid partition specified: gone"),
     (["sbatch.gpus_per_node=9"], "Requested node configuration is not available"),
-    (["sbatch.partiton=batch"], "unrecognized option '--partiton=batch'"),
+    (["sbatch.partiton=batch"], "unrecognized option '--partiton=batch' (did you mean partition?)"),
     (["prepare={partition:gone}"], "invalid partition specified: gone"),
     (["sbatch.array=0-3"], "hydra.launcher.sbatch.array belongs to hydra.launcher.array_parallelism: leave it out"),
     (["max_requeues=-1"], "hydra.launcher.max_requeues is 0 or more, found -1"),
     (["n_jobs=2"], "n_jobs"),
+    (["sbatch.signal=B:USR1@60"], "signal=B:USR1@60 is for the batch shell alone, and would end the job there: set it to USR1@60"),
+    (["sbatch.clusters=all"], "hydra.launcher.sbatch.clusters belongs to the machine that this is typed on: leave it out"),
     # which Slurm takes, and lets wait for ever, where it is not told to EnforcePartLimits
     (TIME, "Slurm would let the jobs wait for ever, and nothing was submitted: time=10:00 is over the limit of partition "
            "short, 00:05:00."),
@@ -267,11 +273,99 @@ def test_no_sbatch_and_half_a_submission(cluster: Cluster) -> None:
         said = cluster.hydratune(*typed, status=2)
     finally:
         cluster.env["PATH"] = path
-    found = re.search(r"Job violates accounting/QOS policy. (scancel \d+) ends what was submitted before it.", said)
+    found = re.search(r"Job violates accounting/QOS policy. (scancel \d+) ends what was submitted.", said)
     assert found, said
     assert len(cluster.queue()) == 3
     cluster.call(*found[1].split())
     assert not cluster.queue()
+    # one that has submitted, and hears nothing of it
+    full.write_text(
+        f'#!/bin/bash\n{shutil.which("sbatch")} "$@" || exit\n[[ $* == *--test-only* ]] || {{\n'
+        "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1; }\n"
+    )
+    cluster.env["PATH"] = f"{full.parent}:{path}"
+    try:
+        said = cluster.hydratune(*typed, status=2)
+    finally:
+        cluster.env["PATH"] = path
+    assert re.search(r"Socket timed out on send/recv operation. scancel \d+ ends what was submitted.", said), said
+    assert "4 jobs, 1 waiting, 3 queued" in _status(cluster, Sweep(cluster, "half"))
+    assert "1 of 4 jobs submitted" in cluster.hydratune("sweep", "resume", "half")
+    cluster.call("scancel", *cluster.queue())
+
+
+def test_a_scheduler_that_is_away_or_full(cluster: Cluster) -> None:
+    """Nodes that are drained take no job now, and jobs may wait for them; squeue may fail for a moment."""
+    cluster.configure(SchedulerParameters="bf_interval=2,sched_interval=2,max_array_tasks=2")
+    cluster.call("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=maintenance")
+    try:
+        said = cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=later", "seed=1,2,3", "trainer.max_steps=1")
+        assert re.findall(r"Slurm's job \d+, (\d)", said) == ["2", "1"]
+        assert len(cluster.queue()) == 3
+        for name, value in (("SQUEUE_STATES", "R"), ("SLURM_CLUSTERS", "local")):  # which change what squeue says
+            with patch.dict(cluster.env, {name: value}):
+                assert "all done, or in Slurm's queue" in cluster.hydratune("sweep", "resume", "later")
+        stub = cluster.folder / "away" / "squeue"
+        stub.parent.mkdir()
+        stub.write_text("#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
+        stub.chmod(0o755)
+        with patch.dict(cluster.env, {"PATH": f"{stub.parent}:{cluster.env['PATH']}"}):
+            status = cluster.hydratune("sweep", "status", "later")
+            assert "3 jobs, 3 waiting" in status and "Unable to contact slurm controller" in status, status
+            assert "squeue says nothing of the jobs" in cluster.hydratune("sweep", "resume", "later", status=2)
+        cluster.hydratune("sweep", "cancel", "later")
+        assert not cluster.queue()
+    finally:
+        cluster.call("scontrol", "update", "nodename=n[1-2]", "state=resume")
+        cluster.configure(SchedulerParameters="bf_interval=2,sched_interval=2")
+
+
+def test_settings_from_the_environment_and_on_resume(cluster: Cluster) -> None:
+    """What an allocation that this is typed in has set, and defaults of a profile, are no settings of the jobs."""
+    stray = {
+        "SLURM_MEM_PER_CPU": "100", "SLURM_JOB_ID": "1", "SBATCH_TIMELIMIT": "3", "SBATCH_PARTITION": "urgent",
+        "SBATCH_SIGNAL": "B:USR2@60", "SBATCH_NO_REQUEUE": "1",
+    }  # fmt: skip
+    sweep, held = Sweep(cluster, "stray"), "+hydra.launcher.sbatch.hold=true"
+    with patch.dict(cluster.env, stray):
+        cluster.hydratune(
+            *cluster.slurm, "hydra.sweep.dir=stray", "seed=1,2,3", "trainer.max_steps=1", "hydra.launcher.sbatch.mem=200M",
+            "+hydra.launcher.sbatch.export=NONE", "hydra.launcher.array_parallelism=1", held,
+        )  # fmt: skip
+    job = cluster.call("scontrol", "show", "job", "-o", min(cluster.queue()))
+    assert "Partition=urgent" in job and "TimeLimit=04:00:00" in job and "Requeue=1" in job, job
+    cluster.hydratune("sweep", "cancel", "stray")
+    assert not cluster.queue()
+    said = cluster.hydratune("sweep", "resume", "stray", "1", "hydra.launcher.sbatch.time=20:00", held)
+    assert "1 of 1 jobs submitted" in said
+    cluster.hydratune("sweep", "resume", "stray", "2", "hydra.launcher.sbatch.hold=null")
+    jobs = [cluster.call("scontrol", "show", "job", "-o", name) for name in sorted(cluster.queue())]
+    assert "TimeLimit=00:20:00" in jobs[0] and "MinMemoryNode=200M" in jobs[0], jobs[0]
+    assert "Dependency=afterany:" in jobs[1], "two at a time"
+    status = _status(cluster, sweep)
+    assert "2 queued, 1 cancelled" in status, status
+    cluster.call("scontrol", "release", sorted(cluster.queue())[0])
+    sweep.wait_for("done", 1, 2)
+    assert sweep.state(0) == "waiting" and "1 cancelled" in _status(cluster, sweep)
+
+
+def test_a_preparation_is_for_others_too(cluster: Cluster) -> None:
+    """Of a job that is cancelled meanwhile; and what ends in the lines of a site has a cause."""
+    sweep = Sweep(cluster, "first_cancelled")
+    typed = ["hydra.sweep.dir=first_cancelled", "seed=1,2", "trainer.max_steps=1"]
+    cluster.hydratune(*cluster.slurm, *typed, "hydra.launcher.prepare={gpus_per_node:0,hold:true}")
+    assert "preparation for job 0 and others pending (JobHeldUser)" in _status(cluster, sweep)
+    cluster.hydratune("sweep", "cancel", "first_cancelled", "0")
+    cluster.call("scontrol", "release", *(name for name, _ in zip(sorted(cluster.queue()), "1", strict=False)))
+    sweep.wait_for("done", 1)
+    assert "1 done, 1 cancelled" in _status(cluster, sweep)
+    for number, lines in enumerate(("'[ -d /nowhere ] || exit 4'", "'set -eu','cat /nowhere'")):
+        cluster.hydratune(
+            *cluster.slurm, f"hydra.sweep.dir=setup_{number}", "seed=1", f"hydra.launcher.setup=[{lines}]"
+        )
+        Sweep(cluster, f"setup_{number}").wait_for("failed", 0)
+    assert Sweep(cluster, "setup_0").record(0).cause == "it ended with exit status 4"
+    assert Sweep(cluster, "setup_1").record(0).cause == "cat: /nowhere: No such file or directory"
 
 
 def test_a_job_of_two_nodes(cluster: Cluster) -> None:
@@ -315,11 +409,12 @@ def test_a_search(cluster: Cluster) -> None:
         "hydra.sweeper.direction=minimize", "hydra.sweeper.sampler.seed=1",
         "trainer.learning_rate=tag(log,interval(1e-4,1e-1))", "trainer.max_steps=1",
     ]  # fmt: skip
-    said = cluster.hydratune(*typed, status=2)
-    assert said.endswith(
-        "hydratune: a search needs what its jobs have found before it goes on: set hydra.launcher.wait=true.\n"
-    )
-    cluster.hydratune(*typed, "hydra.launcher.wait=true")
+    command = cluster.command(*typed)  # in a process of its own, since optuna keeps the screen of its first call
+    done = subprocess.run(command, cwd=cluster.folder, env=cluster.env, capture_output=True, text=True)
+    assert done.returncode == 2
+    said = "hydratune: a search needs what its jobs have found before it goes on: set hydra.launcher.wait=true.\n"
+    assert done.stderr.endswith(said)
+    subprocess.run([*command, "hydra.launcher.wait=true"], cwd=cluster.folder, env=cluster.env, check=True)
     found = yaml.safe_load((cluster.folder / "search/optimization_results.yaml").read_text())
     values = [Sweep(cluster, "search").record(number).value for number in range(2)]
     assert found["best_value"] == min(values)

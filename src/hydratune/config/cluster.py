@@ -10,8 +10,9 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from hydratune.config.schema import ConfigError
-from hydratune.config.settings import config_loader, locate
+from hydratune.config.settings import Setting, config_loader, locate
 from hydratune.config.typed import Typed
+from hydratune.config.values import suggestion
 
 PACKAGE = "hydra.launcher"
 WORDS = {dict: "a mapping", list: "a list", bool: "true or false", int: "a whole number"}
@@ -48,6 +49,14 @@ def launcher_problem(typed: Typed, key: str, value: Any) -> str | None:
         said = error.sentences[0].rstrip(".")
         return said[0].lower() + said[1:]
     return None
+
+
+def more_for_sbatch(typed: Typed, setting: Setting) -> str:
+    """After the sentence that there is no such key: how an option of sbatch is typed that the launcher doesn't set."""
+    name = setting.key.removeprefix(f"{PACKAGE}.sbatch.")
+    if name == setting.key or "sbatch" not in (option := _option(typed)):
+        return ""
+    return f"{suggestion(name, option['sbatch'])}: for another option of sbatch type +{setting.place}"
 
 
 def _option(typed: Typed) -> dict[str, Any]:

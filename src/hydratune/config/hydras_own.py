@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from hydratune.config.cluster import launcher_problem, needs_slurm
+from hydratune.config.cluster import launcher_problem, more_for_sbatch, needs_slurm
 from hydratune.config.load import CONF_DIR
 from hydratune.config.schema import ConfigError
 from hydratune.config.settings import SWEPT, Setting, Sources, config_loader
@@ -78,7 +78,9 @@ def _hydra_problem(typed: Typed, key: str, setting: Setting, spoilt: set[str]) -
         config_loader(typed.config_dir).load_configuration(typed.config_name, [*chosen, setting.place], mode)
     except (HydraException, OmegaConfBaseException) as error:
         said = in_one_line(error)
-        return f"there is no key {key}" if said.startswith("Could not override") else said
+        return (
+            f"there is no key {key}{more_for_sbatch(typed, setting)}" if said.startswith("Could not override") else said
+        )
     return None
 
 

@@ -14,7 +14,7 @@ from hydratune.config.schema import ConfigError, RunError
 from hydratune.config.secrets import redacted
 from hydratune.run.layout import RunDir, alone_in, is_held, write_json
 from hydratune.run.objective import Objective
-from hydratune.run.signals import SAVED
+from hydratune.run.signals import SAVED, before_stop
 
 AFTER_ATTEMPT = "HYDRATUNE_AFTER_ATTEMPT"  # environment: the attempts that the job had when it was started for another
 CANCELLED = "cancelled"  # the name of the marker, in a job's folder or in the sweep's
@@ -114,7 +114,8 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
             raise RunError(f"{run.root} can't be written: {error.strerror}.") from None
         ended = record.at_end("failed", "it ended without a word")
         try:
-            yield outcome
+            with before_stop(lambda: write_record(run.root, record.at_end("stopped"))):
+                yield outcome
             ended = record.at_end("done")
             if found := outcome.objective:
                 ended = replace(ended, objective=found.name, value=found.value, stderr=found.stderr)

@@ -188,6 +188,11 @@ class RunDir:
         return self.root / "job.json"
 
     @property
+    def deaths(self) -> Path:
+        """Of one that Slurm runs: after which steps it was killed without a word, JSON."""
+        return self.root / "deaths.json"
+
+    @property
     def screen(self) -> Path:
         """Of a sweep's job: what it printed."""
         return self.root / "screen.log"

@@ -8,7 +8,12 @@ from pathlib import Path
 
 BURN = ("train", "evaluate", "generate")  # stages that keep a model at work
 WISH = "HYDRATUNE_LOGIN_NODE"
-CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
+# the last is where a machine keeps what it has from slurmctld
+CONFIGURATIONS = (
+    "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/cm/shared/apps/slurm/var/etc/slurm/slurm.conf",
+    "/run/slurm/conf/slurm.conf",
+)  # fmt: skip
+BESIDE = ("etc/slurm.conf", "etc/slurm/slurm.conf")  # from the folder that sbatch's bin/ is in
 SECONDS = 10  # that scontrol may take
 
 
@@ -25,10 +30,12 @@ def refusal(stages: Sequence[str]) -> list[str]:
 
 def _is_login_node(environment: Mapping[str, str]) -> bool:
     """Slurm is set up here, this is no job of its own, and none of its nodes is this machine."""
-    if "SLURM_JOB_ID" in environment or environment.get(WISH) == "1" or not shutil.which("sbatch"):
+    sbatch = shutil.which("sbatch")
+    if "SLURM_JOB_ID" in environment or environment.get(WISH) == "1" or not sbatch:
         return False
-    named = environment.get("SLURM_CONF")
-    if not any(Path(path).is_file() for path in ([named] if named else CONFIGURATIONS)):
+    named, prefix = environment.get("SLURM_CONF"), Path(sbatch).resolve().parents[1]
+    own = [Path(path) for path in CONFIGURATIONS] + [prefix / path for path in BESIDE]
+    if not any(path.is_file() for path in ([Path(named)] if named else own)):
         return False  # its commands alone: nothing could be submitted
     try:
         done = subprocess.run(

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from hydratune.run.console import say
@@ -23,7 +23,23 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+_before_stop: list[Callable[[], None]] = []
+
+
+@contextmanager
+def before_stop(call: Callable[[], None]) -> Iterator[None]:
+    """`call` is what `stop` does last; it may come in the middle of anything."""
+    _before_stop.append(call)
+    try:
+        yield
+    finally:
+        _before_stop.remove(call)
+
+
 def stop(number: int, _frame: FrameType | None) -> None:
     """For all but training steps, which save first: what is finished has its receipt, the rest begins again."""
     say(f"  {signal.Signals(number).name}: stopped; the same command goes on")
+    for call in _before_stop:
+        with suppress(OSError):
+            call()
     os._exit(SAVED)  # an exception would pass through a library that is being imported, and crash there

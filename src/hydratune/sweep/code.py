@@ -1,19 +1,21 @@
 """Which code runs: the commits and changes of hydratune's checkout and of the user's, and the libraries' versions."""
 
 import hashlib
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from hydratune.run.layout import write_atomically
 from hydratune.run.receipt import made_with
 
 HERE = Path(__file__).resolve().parent
 
 
-def snapshot() -> dict[str, Any]:
-    """As it is now."""
+def snapshot(keep_in: Path | None = None) -> dict[str, Any]:
+    """As it is now. What differs from the commits is kept in the folder, in files that the snapshot names."""
     places = {"hydratune": HERE, "working directory": Path.cwd()}
-    return {"versions": made_with(), **{name: _checkout(place) for name, place in places.items()}}
+    return {"versions": made_with(), **{name: _checkout(place, keep_in) for name, place in places.items()}}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -29,23 +31,32 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _said(checkout: Any) -> str:
-    if not checkout:
-        return "no checkout"
-    return f"commit {checkout['commit'][:8]}" + (f" with changes {checkout['diff'][:8]}" if checkout["diff"] else "")
+    if not isinstance(checkout, dict):
+        return str(checkout or "no checkout")
+    changes = f" with changes {checkout['diff'][:8]}" if checkout["diff"] else ""
+    return f"commit {checkout['commit'][:8]}{changes}"
 
 
-def _checkout(place: Path) -> dict[str, str] | None:
-    """None where there is no repository."""
+def _checkout(place: Path, keep_in: Path | None) -> dict[str, str] | str | None:
+    """Commit and SHA-256 of the changes, Python files that git doesn't know among them; None without a repository."""
+    if not shutil.which("git"):
+        return "unknown, since there is no git"
     commit = _git(place, "rev-parse", "HEAD")
     if commit is None:
         return None
     diff = _git(place, "diff", "HEAD") or ""
-    return {"commit": commit.strip(), "diff": hashlib.sha256(diff.encode()).hexdigest() if diff else ""}
+    for name in (_git(place, "ls-files", "--others", "--exclude-standard", "*.py") or "").splitlines():
+        diff += _git(place, "diff", "--no-index", "/dev/null", name) or ""
+    sha = hashlib.sha256(diff.encode()).hexdigest() if diff else ""
+    if sha and keep_in:
+        write_atomically(keep_in / f"{sha}.diff", diff)
+    return {"commit": commit.strip(), "diff": sha}
 
 
 def _git(place: Path, *words: str) -> str | None:
+    """What git says; None where it fails. Of two files that differ it says so with 1."""
     try:
-        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 or "--no-index" in words else None

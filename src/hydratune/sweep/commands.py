@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,10 @@ def taken(verb: str, words: list[str], keys: Sequence[str] = (), numbers: bool =
             raise ConfigError(f"sweep {verb} {takes}, found {word}{suggestion(key, keys)}: leave it out.")
         if equals:
             try:
-                settings[key] = yaml.safe_load(value)
+                read = yaml.safe_load(value)
+                settings[key] = (
+                    value if ":" in value and isinstance(read, int) else read
+                )  # 20:00 is a time, and no 1200
             except yaml.YAMLError:
                 raise ConfigError(f"{word} can't be read: quote its value, or leave it out.") from None
     _ = folder.info  # which refuses a folder that is none
@@ -110,15 +113,13 @@ def _resume(words: list[str]) -> None:
 
     from hydratune.sweep.here import FAILED
     from hydratune.sweep.jobs import reopened
-    from hydratune.sweep.launching import KINDS, launch, settings_of
+    from hydratune.sweep.launching import keys_of, launch, settings_over
     from hydratune.sweep.status import allow
 
-    launcher = SweepDir(Path(words[0])).info["launcher"] if words else {"_target_": "HereLauncher"}
-    options = [f"hydra.launcher.{f.name}" for f in fields(KINDS[launcher["_target_"].rpartition(".")[2]])]
-    found = taken("resume", words, [*options, "trust"], numbers=True)
-    saved = found.folder.info["launcher"]
-    typed = {key.rpartition(".")[2]: value for key, value in found.settings.items() if key != "trust"}
-    settings = settings_of(saved["_target_"], {**saved, **typed})
+    saved = SweepDir(Path(words[0])).info["launcher"] if words else {"_target_": "HereLauncher"}
+    words = [word.lstrip("+") for word in words]  # which an option of sbatch's that is new would have elsewhere
+    found = taken("resume", words, [*keys_of(saved, words), "trust"], numbers=True)
+    settings = settings_over(saved, {key: value for key, value in found.settings.items() if key != "trust"})
     plan = reopened(found.folder, found.numbers, found.settings.get("trust") is True)
     allow(found.folder, found.numbers)
     if any(job.status == JobStatus.FAILED for job in launch(plan, settings)):

@@ -52,6 +52,12 @@ class Here:
         if not gpus and slots > 1:
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // slots)))
 
+    @property
+    def words(self) -> str:
+        """What a job gets, for a person."""
+        gpus, slots = self._places()
+        return f"{'a GPU of its own' if gpus else 'the cores of this machine'}, {slots} at a time"
+
     def check(self, jobs: Checked) -> list[list[str]]:
         """What preflight says of each job, in a fork where jobs will be forked: this process runs nothing."""
         if not self._forks():

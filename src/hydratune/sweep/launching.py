@@ -1,6 +1,6 @@
 """A plan's way to its launcher, whose settings are those of its option in conf/hydra/launcher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from hydratune.sweep.jobs import Plan
 from hydratune.sweep.reuse import take_over
 from hydratune.sweep.slurm import Slurm
 
+PACKAGE = "hydra.launcher"
 KINDS: dict[str, type[Here] | type[Slurm]] = {"HereLauncher": Here, "SlurmLauncher": Slurm}
 
 
@@ -36,6 +37,25 @@ def settings_of(target: str, given: Mapping[str, Any]) -> Here | Slurm:
     return kind(**plain)
 
 
+def keys_of(saved: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """What `sweep resume` takes for a sweep's launcher: its settings, and of `words` those below a mapping of them."""
+    known = [f.name for f in fields(KINDS[saved["_target_"].rpartition(".")[2]])]
+    below = tuple(f"{PACKAGE}.{name}." for name in known if isinstance(saved.get(name), dict))
+    return [*(f"{PACKAGE}.{name}" for name in known), *(w.partition("=")[0] for w in words if w.startswith(below))]
+
+
+def settings_over(saved: Mapping[str, Any], typed: Mapping[str, Any]) -> Here | Slurm:
+    """A sweep's settings with those typed over them. Raises ConfigError.
+
+    Whether to wait is said anew each time: who submitted may have waited, and who resumes may not.
+    """
+    given = {key: value for key, value in saved.items() if key != "wait"}
+    for key, value in typed.items():
+        name, _, option = key.removeprefix(f"{PACKAGE}.").partition(".")
+        given[name] = {**given[name], option: value} if option else value
+    return settings_of(saved["_target_"], given)
+
+
 def launch(plan: Plan, launcher: Here | Slurm) -> list[JobReturn]:
     """Check every job, write the sweep down, and have the launcher do what is left of it.
 
@@ -50,6 +70,7 @@ def launch(plan: Plan, launcher: Here | Slurm) -> list[JobReturn]:
     plan.check(launcher.check)
     rows = [(str(job.number), " ".join(job.overrides), str(job.root)) for job in plan.jobs]
     say(columns([("job", "settings", "run directory"), *rows]))
+    say(f"each job: {launcher.words}")
     if not plan.jobs[0].config.stages:
         say(f"{len(plan.jobs)} jobs checked: nothing stands in the way, and stages=[] starts nothing")
         return [here.returned_of(job, JobStatus.COMPLETED, None) for job in plan.jobs]

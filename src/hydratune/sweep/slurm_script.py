@@ -17,10 +17,10 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
     root = plan.folder.root.resolve()
     parallel = f"%{slurm.array_parallelism}" if slurm.array_parallelism else ""
     lines = [f"--job-name={plan.jobs[0].config.name}", f"--array=0-{tasks - 1}{parallel}", "--open-mode=append"]
-    lines += [f"--output={str(root).replace('%', '%%')}/slurm/%A_%a.out", *_options(options)]
+    lines += [f"--output={str(root).replace('%', '%%')}/slurm/%A_%a.out", *option_words(options)]
     asks = f"{shlex.quote(sys.executable)} -P -m hydratune.sweep.in_slurm"
     command = shlex.join([*slurm.container, slurm.python or sys.executable])
-    run_dir = shlex.quote(f"run_dir={quoted(f'{root}/')[:-1]}") + '"$number\'"'  # quoted for Hydra, and that for bash
+    run_dir = shlex.quote(f"run_dir={quoted(f'{root}/')[:-1]}") + '"$_number\'"'  # quoted for Hydra, and that for bash
     strict = "strict" if slurm.strict_code else "lenient"
     trust = " trust=true" * plan.trusted
     return "\n".join([
@@ -28,34 +28,42 @@ def script_text(plan: Plan, tasks: int, slurm: "Slurm", options: dict[str, Any],
         "# Written by hydratune at each submission. A task of the array is a job of the sweep.",
         *(f"#SBATCH {shlex.quote(line)}" for line in lines),
         "",
-        f"script={shlex.quote(f'{root}/slurm/{name}')}",
+        f"_script={shlex.quote(f'{root}/slurm/{name}')}",
         "# the line of the task: the number of its job, and its stages",
-        'IFS=$\'\\t\' read -r number stages < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$script.jobs")',
-        f"job={shlex.quote(str(root))}/$number",
-        'exec >>"$job/screen.log" 2>&1',
+        'IFS=$\'\\t\' read -r _number _stages < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$_script.jobs")',
+        f"_job={shlex.quote(str(root))}/$_number",
+        'exec >>"$_job/screen.log" 2>&1',
         'echo "Slurm: job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST,'
         ' start $((${SLURM_RESTART_COUNT:-0} + 1))"',
-        "status=0",
-        f"cd {shlex.quote(str(Path.cwd()))} || status=$?",
-        "trap 'status=$?' ERR  # of any line up to the next trap",
+        "",
+        "# ends with the status that it is given; where the job is to go on, Slurm ends this shell instead",
+        "_end() {",
+        "    trap - ERR EXIT",
+        f'    {asks} end "$_job" "$_script.sh" "$1" "$SECONDS" {slurm.max_requeues}',
+        '    exit "$1"',
+        "}",
+        "# what ends by a line that fails, or by exit, has a cause; a signal is Slurm's own end of the job",
+        '_ended() { (($1 > 128)) || _end "$1"; }',
+        "trap '_ended $?' EXIT",
+        "trap 'exit $?' ERR",
+        f"cd {shlex.quote(str(Path.cwd()))} || exit",
         *(f"module load {shlex.quote(module)}" for module in slurm.modules),
         *slurm.setup,
         *_scratch(slurm.scratch),
-        "trap - ERR",
+        "set +eu",
+        "trap - ERR EXIT",
+        "",
         "# which srun of Slurm 22.05 and later doesn't take over from the job",
-        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
+        '[[ -z ${SLURM_CPUS_PER_TASK-} ]] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+        "# sbatch --export=NONE is for this shell; what was set above is for the job",
+        "unset SLURM_EXPORT_ENV",
         "# as Slurm itself reaches the node of rank 0, whose name may mean nothing to others",
         """MASTER_ADDR=$(scontrol show node -o "$SLURMD_NODENAME" | grep -o 'NodeAddr=[^ ]*' | cut -d = -f 2)""",
         "export MASTER_ADDR",
-        f'((status)) || {asks} begin "$job" "$script.sh" {strict} || status=$?',
+        f'{asks} begin "$_job" "$_script.sh" {strict} || _end $?',
         "# srun, because Slurm's signals come to the steps of a job, and not to this shell",
-        f'((status)) || srun --kill-on-bad-exit=1 {command} -P -m hydratune {run_dir} "stages=[$stages]"{trust} || status=$?',
-        "again=0",
-        f'{asks} end "$job" "$script.sh" "$status" "$SECONDS" {slurm.max_requeues} || again=$?',
-        "# by this name, as the SLURM_JOB_ID of one of the tasks is that of the whole array; then until Slurm ends this shell:",
-        "# an exit status of its own would be the job's last word",
-        'if ((again == 75)); then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" && sleep 60; fi',
-        'exit "$status"',
+        f'srun --kill-on-bad-exit=1 {command} -P -m hydratune {run_dir} "stages=[$_stages]"{trust}',
+        "_end $?",
         "",
     ])  # fmt: skip
 
@@ -71,7 +79,8 @@ def _scratch(folder: str | None) -> list[str]:
     ]
 
 
-def _options(options: dict[str, Any]) -> list[str]:
+def option_words(options: dict[str, Any]) -> list[str]:
+    """As sbatch takes them."""
     said = []
     for key, value in options.items():
         name = key.replace("_", "-")

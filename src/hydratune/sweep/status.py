@@ -3,16 +3,17 @@
 import math
 import os
 import platform
+import re
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
-from hydratune.run.job import CANCELLED, STATES, Record, look_at
+from hydratune.run.job import CANCELLED, STATES, Record, is_cancelled, look_at
 from hydratune.run.layout import RunDir, is_held, write_atomically
 from hydratune.sweep.folder import Entry, SweepDir
 from hydratune.sweep.ranking import least_is_best
@@ -20,14 +21,22 @@ from hydratune.sweep.slurm_queue import ENDING, Queued, in_queue, living
 from hydratune.sweep.slurm_queue import cancel as end_in_slurm
 
 SHOWN = 20  # jobs that are told of, of each state
+SLURMS_OWN = r"(srun|slurmstepd\S*): "  # begins lines that tell nothing of the job's progress
 
 
 def show_status(folder: SweepDir, everything: bool) -> None:
-    """Print states, progress, the best so far, and the time left; each job where `everything` is asked for."""
+    """Print what `status_lines` says."""
+    for line in status_lines(folder, everything):
+        say(line)
+
+
+def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
+    """States, progress, the best so far, and the time left; each job where `everything` is asked for."""
     info, counts, best = folder.info, Counter[str](), None
     seconds, done, running = 0.0, 0, 0.0
     lines: dict[str, list[str]] = {}
-    queue = living(folder)
+    queued, trouble = _asked_of_slurm(folder)
+    queue = living(queued)
     for entry, record, state in folder.states():
         slurm = queue.get(entry.number)
         if slurm and slurm.state != ENDING and state in ("waiting", "stopped", "interrupted", "failed"):
@@ -45,23 +54,37 @@ def show_status(folder: SweepDir, everything: bool) -> None:
             lines.setdefault(state, []).append(_line(entry, record, state, folder.run_of(entry.number), slurm))
     total = sum(counts.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    say(f"{folder.root}: {total} job{'s' * (total != 1)}, {told}")
+    said = [f"{folder.root}: {total} job{'s' * (total != 1)}, {told}"]
     for state in STATES:
         for line in lines.get(state, []):
-            say(line)
+            said.append(line)
         if not everything and state in lines and counts[state] > SHOWN:
-            say(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
+            said.append(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
     if best:
-        say(f"best so far: {best[0].label}: {_value(best[1])}   (what it can be told from: sweep report)")
+        said.append(f"best so far: {best[0].label}: {_value(best[1])}   (what it can be told from: sweep report)")
     left = counts["queued"] + counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
     if left and done and counts["running"]:
         mean = seconds / done
         rest = max(0.0, mean * left - running) / counts["running"]
-        say(f"about {timedelta(seconds=round(rest))} left, {mean:.0f} s a job and {counts['running']} at a time")
-    elif left and not counts["running"] and not counts["queued"]:
-        say(f"none is running: hydratune sweep resume {folder.root} goes on")
+        said.append(
+            f"about {timedelta(seconds=round(rest))} left, {mean:.0f} s a job and {counts['running']} at a time"
+        )
+    elif left and not counts["running"] and not counts["queued"] and not trouble:
+        said.append(f"none is running: hydratune sweep resume {folder.root} goes on")
     if folder.is_cancelled():
-        say(f"cancelled: hydratune sweep resume {folder.root} goes on")
+        said.append(f"cancelled: hydratune sweep resume {folder.root} goes on")
+    said += [f"preparation for job {one.number} and others {one.words}" for one in queued if one.prepares]
+    if trouble:
+        said.append(f"of jobs that wait nothing is known: {trouble}")
+    return said
+
+
+def _asked_of_slurm(folder: SweepDir) -> tuple[list[Queued], str]:
+    """What is in its queue; where it doesn't answer, the files are left, and a sentence."""
+    try:
+        return in_queue(folder), ""
+    except ConfigError as error:
+        return [], error.sentences[0]
 
 
 def _is_better(one: Record, other: Record | None, direction: str) -> bool:
@@ -87,7 +110,9 @@ def _line(entry: Entry, record: Record | None, state: str, root: Path, slurm: Qu
     if record and state == "running":
         words.append(f"on {record.host} for {timedelta(seconds=round(time.time() - record.started))}")
         words += [f"attempt {record.attempt}"] if record.attempt > 1 else []
-        words += _last_lines(RunDir(root).screen, 1)
+        words += (
+            ["is cancelled, saves its state and ends"] if is_cancelled(root) else _last_lines(RunDir(root).screen, 1)
+        )
     elif record and state == "done":
         words.append(f"in {record.seconds:.0f} s: {_value(record)}")
     elif record and state == "failed":
@@ -117,13 +142,14 @@ def _last_lines(path: Path, count: int) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line.strip() if count == 1 else line for line in deque(filter(str.strip, text.splitlines()), count)]
+    lines = [line for line in text.splitlines() if line.strip() and not (count == 1 and re.match(SLURMS_OWN, line))]
+    return [line.strip() if count == 1 else line for line in lines[-count:]]
 
 
 def cancel(folder: SweepDir, numbers: list[int]) -> None:
     """Mark the jobs, or the sweep: what is at work saves its state and ends, and nothing goes on until resume."""
     states = {entry.number: state for entry, _, state in folder.states()}
-    if all(states[n] in ("done", "failed") for n in numbers or states) and not living(folder):
+    if all(states[n] in ("done", "failed") for n in numbers or states) and not living(in_queue(folder)):
         raise ConfigError(
             f"{folder.root} has no job that runs or waits{' among those' if numbers else ''}: nothing to cancel."
         )
@@ -156,11 +182,14 @@ def _ask(pid: int) -> None:
 
 
 def allow(folder: SweepDir, numbers: list[int]) -> None:
-    """Take back what was cancelled: of these jobs, or of all."""
-    marked = [folder.root, *(folder.run_of(number) for number in numbers or [one.number for one in folder.entries()])]
+    """Take back what was cancelled: of these jobs, while the others of a cancelled sweep stay it, or of all."""
+    entries = [entry.number for entry in folder.entries()]
     try:
-        for root in marked:
-            if (root / CANCELLED).exists():
-                (root / CANCELLED).unlink(missing_ok=True)
+        if numbers and folder.is_cancelled():
+            for number in set(entries) - set(numbers):
+                if look_at(folder.run_of(number))[1] == CANCELLED:
+                    write_atomically(folder.run_of(number) / CANCELLED, "")
+        for root in [folder.root, *(folder.run_of(number) for number in numbers or entries)]:
+            (root / CANCELLED).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder.root} can't be written: {error.strerror}.") from None
