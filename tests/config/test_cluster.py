@@ -90,6 +90,8 @@ def test_a_site_that_is_not_there_is_named(refused: Callable[..., str], tmp_path
     site(tmp_path, PACKAGE)
     said = "cluster has no option 'sites' (did you mean site?): it has example, site."
     assert refused("--config-dir", "mine", "cluster=sites") == f"hydratune: cluster=sites: {said}\n"
+    said = "cluster has no option 'site': it has example; yours is DIR/cluster/site.yaml with --config-dir DIR."
+    assert refused("cluster=site") == f"hydratune: cluster=site: {said}\n"
 
 
 def site(folder: Path, text: str) -> None:

@@ -66,7 +66,7 @@ def test_a_sweeps_life(place: Place) -> None:
     assert "1 running" in status(place)[0]
     assert "1 at work save their state" in place.sweep("cancel", "sweep", "2").stdout
     until(lambda: place.record(2)["state"] == "stopped", lambda: str(place.record(2)))
-    assert status(place)[0] == "sweep: 5 jobs, 1 waiting, 1 done, 1 failed, 2 cancelled"
+    assert status(place)[0] == "sweep: 5 jobs, 1 done, 1 failed, 3 cancelled"  # the others stay it
     assert [place.record(job).get("attempt", 0) for job in range(5)] == [1, 1, 2, 0, 0]
 
     # killed with all its processes: interrupted
@@ -75,7 +75,7 @@ def test_a_sweeps_life(place: Place) -> None:
     kill_all(process.pid)
     process.wait()
     said = status(place)
-    assert said[0] == "sweep: 5 jobs, 1 waiting, 1 done, 1 failed, 1 interrupted, 1 cancelled", said
+    assert said[0] == "sweep: 5 jobs, 1 done, 1 failed, 1 interrupted, 2 cancelled", said
     assert f"  job 2 (seed=3) interrupted, on {os.uname().nodename}: killed without a word" in said
     assert said[-1] == "none is running: hydratune sweep resume sweep goes on"
 
@@ -106,6 +106,11 @@ def test_bad_words(place: Place) -> None:
         (["cancel", "sweep", "force=true"], "sweep cancel takes no settings, found force=true: leave it out."),
         (["cancel", "sweep", "0"], "sweep has no job that runs or waits among those: nothing to cancel."),
         (["resume", "sweep", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is auto or a number above 0, found 0."),
+        (
+            ["resume", "sweep"],
+            "says trainer.callbacks=['mine:Mine'], which can make hydratune run code of its choice: type "
+            "trust=true if it is yours.",
+        ),
         (["resume", "sweep", "lora.r=3"], "sweep resume takes hydra.launcher.n_jobs, "),
         (["resume", "sweep", "9"], "sweep has no job 9: its jobs are 0 to 1."),
     ):

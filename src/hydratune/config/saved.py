@@ -98,7 +98,7 @@ def start_from(root: Path, config: Config, typed: Typed) -> Config:
         base.run_dir = None
     if "stages" not in typed_keys(typed):
         base.stages = list(STAGES)
-    _check_code(base, config, root)
+    check_code(base, config, root)
     _check_secrets(base, root)
     return base
 
@@ -121,7 +121,7 @@ def open_run(config: Config, typed: Typed) -> Config:
     if not trained and {"experiment", "sweep"} & set(keys):
         return config
     saved = read_saved(root)
-    _check_code(saved, config, root)
+    check_code(saved, config, root)
     saved.run_dir, saved.trust = config.run_dir, config.trust
     saved.stages = config.stages if "stages" in keys else list(STAGES)
     wrong = []
@@ -178,16 +178,20 @@ def put(config: Config, key: str, value: Any) -> None:
         setattr(node, name, value)
 
 
-def _check_code(saved: Config, config: Config, root: Path) -> None:
-    """Python that a saved file names is imported only where the command line or its files name it too, or trust it."""
-    if config.trust:
+def check_code(saved: Config, config: Config | None, root: Path) -> None:
+    """Python that a saved file names is imported only where the command line or its files name it too, or trust it.
+
+    `config` is what those say; None where they can't name it.
+    """
+    if config and config.trust:
         return
+    same = "type the same {key}, or trust=true" if config else "type trust=true if it is yours"
     for key in CODE:
         named = value_of(saved, key)
-        if named and named != "demo" and named != value_of(config, key) and REDACTED not in str(named):
+        if named and named != "demo" and (not config or named != value_of(config, key)) and REDACTED not in str(named):
             raise ConfigError(
                 f"{root}/config.yaml says {key}={named}, which can make hydratune run code of its choice: "
-                f"type the same {key}, or trust=true."
+                f"{same.format(key=key)}."
             )
 
 

@@ -111,7 +111,8 @@ def no_option(loader: ConfigLoader, group: str, name: Any) -> str | None:
         return problem
     if name is None:
         return f"a group has an option: type {group}=OPTION, or leave it out"
-    yours = f"; yours is DIR/cluster/{name}.yaml with --config-dir DIR" if group == "cluster" else ""
+    ours = group == "cluster" and not any(source.provider == "command-line" for source in loader.get_sources())
+    yours = f"; yours is DIR/cluster/{name}.yaml with --config-dir DIR" if ours else ""
     return f"{group} has no option {name!r}{suggestion(str(name), options)}: it has {', '.join(options)}{yours}"
 
 

@@ -17,7 +17,7 @@ from hydratune import pipeline
 from hydratune.config import secrets
 from hydratune.config.load import FREE, config_hash, saved_form, to_config
 from hydratune.config.rules import broken_rules
-from hydratune.config.saved import make_absolute, put, read_saved, value_of
+from hydratune.config.saved import check_code, make_absolute, put, read_saved, value_of
 from hydratune.config.schema import Config, ConfigError, SweepConf
 from hydratune.config.settings import group_options
 from hydratune.config.values import converted, value_problems
@@ -117,6 +117,8 @@ def reopened(folder: SweepDir, numbers: Sequence[int], trust: bool) -> Plan:
     for entry in folder.entries():
         if not numbers or entry.number in numbers:
             config = read_saved(folder.run_of(entry.number))
+            if not trust:
+                check_code(config, None, folder.run_of(entry.number))
             config.run_dir = str(folder.run_of(entry.number))
             jobs.append(Job(entry.number, entry.hash, entry.overrides, entry.words, config))
     if not jobs:
