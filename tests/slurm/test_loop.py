@@ -65,7 +65,9 @@ def undisturbed(cluster: Cluster, typed: list[str]) -> Sweep:
 @pytest.fixture(scope="module")
 def sweep(cluster: Cluster, typed: list[str]) -> Sweep:
     """Six jobs, each at work: four on the first node, two on the second."""
+    began = time.monotonic()
     cluster.hydratune(*cluster.slurm, "hydra.sweep.dir=sweep", *typed)
+    figure("submitting 6 jobs, without the imports", time.monotonic() - began)
     sweep = Sweep(cluster, "sweep")
     for number in range(6):
         sweep.wait_for_steps(number, more_than=30 if number == 2 else 0)
@@ -181,12 +183,16 @@ def test_requeues_have_an_end(cluster: Cluster) -> None:
     cluster.call("scancel", "--signal=USR1", task(cluster, 1))
     sweep.wait_for("stopped", 1)
     figure("from a signal to the record that all is saved", time.time() - began)
+    lost = max(sweep.steps(1)) - saved_at(sweep, 1)[-1]
+    figure("steps lost with a signal", lost, "steps")
+    assert lost == 0
     wait_for_attempt(sweep, 1, 2)
-    figure("from a signal to the next step", time.time() - began)
+    went_on = time.time()
+    figure("from a signal to the next step", went_on - began)
     started = cluster.call("squeue", "--noheader", "--format=%S", "--jobs", task(cluster, 1))
-    figure(
-        "  of these until Slurm starts the job again", time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S")) - began
-    )
+    again = time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S"))
+    figure("  of these until Slurm starts the job again", again - began)
+    figure("  of these from then to the next step, imports and all", went_on - again)
     cluster.call("scancel", "--signal=USR1", task(cluster, 1))
     sweep.wait_for("failed", 0)
     sweep.wait_for("stopped", 1)

@@ -1,12 +1,15 @@
 """Sweeps on a real Slurm: submitted and left, followed, refused, prepared for; Slurm forgets a job five seconds after it."""
 
 import json
+import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -400,6 +403,24 @@ def test_a_job_of_two_nodes(cluster: Cluster) -> None:
         for sweep in (one, two)
     ]
     assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_waiting_at_a_terminal(cluster: Cluster) -> None:
+    """Has a table that changes."""
+    mine, theirs = pty.openpty()
+    command = cluster.command(
+        *cluster.slurm, "hydra.sweep.dir=watched", "seed=1", "trainer.max_steps=1", "hydra.launcher.wait=true"
+    )
+    watching = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env, stdout=theirs)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # by which a terminal ends
+        while more := os.read(mine, 1024):
+            seen += more
+    assert watching.wait() == 0
+    tables = re.split(r"\x1b\[\d+F\x1b\[J", seen.decode().replace("\r", ""))
+    assert len(tables) > 2 and "queued, pending" in tables[0] and "Ctrl-C leaves them to Slurm" in tables[0]
+    assert tables[-1].startswith("watched: 1 job, 1 done\nbest so far: job 0: train/loss "), tables
 
 
 def test_a_search(cluster: Cluster) -> None:
