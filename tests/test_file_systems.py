@@ -21,6 +21,7 @@ HEAD = "proc /proc proc rw 0 0\n/dev/sda1 / ext4 rw 0 0\n"
         ("nfs rw,vers=3,nolock", "nfs with nolock"),
         ("lustre rw,flock", None),
         ("lustre rw,localflock", "lustre with localflock"),
+        ("", None),
         ("beegfs rw,cfgFile=/nowhere", None),
         ("ext4 rw,local_lock=all", None),
     ],

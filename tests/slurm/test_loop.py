@@ -267,7 +267,7 @@ def test_slurmctld_is_away_when_a_job_is_to_start_again(cluster: Cluster) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         wait_until("Slurm starts it again", lambda: "start 2" in sweep.screen(0))
         said = cluster.hydratune("sweep", "resume", "away")
-        assert "all done, or in Slurm's queue" in said and list(cluster.queue()) == [name]
+        assert "all done, cancelled, or in Slurm's queue" in said and list(cluster.queue()) == [name]
         wait_until("it waits", lambda: "waiting for the process that had the job" in sweep.screen(0))
     sweep.wait_for("done", 0)
     assert _went_on(sweep, 0) and saved_at(sweep, 0)

@@ -88,7 +88,7 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
     assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], 3:59:\d\d left of its time limit, Slurm's", status)
     assert re.search(r"job 5 .* queued, pending( \(\w+\))?, Slurm's job \d+_2", status), status
     tasks = cluster.queue()
-    assert "all done, or in Slurm's queue" in cluster.hydratune(*cluster.slurm, *typed)
+    assert "all done, cancelled, or in Slurm's queue" in cluster.hydratune(*cluster.slurm, *typed)
     assert set(cluster.queue()) <= set(tasks), "doubled"
     here = subprocess.Popen(
         cluster.command("-m", *cluster.run, *typed, "hydra.sweep.dir=here"), cwd=cluster.folder, env=cluster.env
@@ -122,7 +122,7 @@ def test_a_bad_job_has_its_cause_and_goes_on_when_asked(cluster: Cluster) -> Non
     assert "1 failed" in cluster.hydratune("sweep", "report", str(sweep.root))
     (sweep.root / "5" / "checkpoints").unlink()
     assert "1 of 6 jobs submitted" in cluster.hydratune("sweep", "resume", str(sweep.root))
-    assert "jobs: all done, or in Slurm's queue" in cluster.hydratune("sweep", "resume", str(sweep.root))
+    assert "jobs: all done, cancelled, or in Slurm's queue" in cluster.hydratune("sweep", "resume", str(sweep.root))
     assert list(cluster.queue()) and len(cluster.queue()) == 1
     sweep.wait_for("done", 5)
     assert sweep.adapter(5) == Sweep(cluster, "here").adapter(5)
@@ -212,8 +212,6 @@ REFUSED: list[tuple[list[str], str]] = [
     # which Slurm takes, and lets wait for ever, where it is not told to EnforcePartLimits
     (TIME, "Slurm would let the jobs wait for ever, and nothing was submitted: time=10:00 is over the limit of partition "
            "short, 00:05:00."),
-    (ACCOUNT, "Slurm would let the jobs wait for ever, and nothing was submitted: partition theirs takes no account=poor "
-              "(AllowAccounts=rich)."),
 ]  # fmt: skip
 
 
@@ -226,12 +224,25 @@ def test_what_is_refused(typed: list[str], said: str, cluster: Cluster) -> None:
     assert sorted(cluster.folder.rglob("*")) == before and not cluster.queue()
 
 
-def test_what_one_partition_of_two_takes_is_submitted(cluster: Cluster) -> None:
-    typed = ["hydra.launcher.sbatch.partition='short,batch'", "hydra.launcher.sbatch.time=10:00", "seed=1"]
-    said = cluster.hydratune(
-        *cluster.slurm, *typed, "hydra.sweep.dir=two_partitions", "+hydra.launcher.sbatch.hold=true"
-    )
-    assert "1 of 1 jobs submitted" in said
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["sbatch.partition='short,batch'", "sbatch.time=10:00"], ""),
+        (
+            ACCOUNT,
+            "Slurm may let the jobs wait for ever: partition theirs takes no account=poor (AllowAccounts=rich)\n",
+        ),
+        (
+            [*TIME, "sbatch.qos=long"],
+            "Slurm may let the jobs wait for ever: time=10:00 is over the limit of partition short",
+        ),
+    ],
+)
+def test_what_may_be_started_is_submitted(typed: list[str], said: str, cluster: Cluster) -> None:
+    words = [f"hydra.launcher.{word}" for word in typed]
+    held = ["+hydra.launcher.sbatch.hold=true", f"hydra.sweep.dir=doubtful_{len(''.join(typed))}", "seed=1"]
+    text = cluster.hydratune(*cluster.slurm, *words, *held)
+    assert "1 of 1 jobs submitted" in text and said in text and ("wait for ever" in text) == bool(said)
     cluster.call("scancel", *cluster.queue())
 
 
@@ -307,7 +318,7 @@ def test_a_scheduler_that_is_away_or_full(cluster: Cluster) -> None:
         assert len(cluster.queue()) == 3
         for name, value in (("SQUEUE_STATES", "R"), ("SLURM_CLUSTERS", "local")):  # which change what squeue says
             with patch.dict(cluster.env, {name: value}):
-                assert "all done, or in Slurm's queue" in cluster.hydratune("sweep", "resume", "later")
+                assert "all done, cancelled, or in Slurm's queue" in cluster.hydratune("sweep", "resume", "later")
         stub = cluster.folder / "away" / "squeue"
         stub.parent.mkdir()
         stub.write_text("#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
@@ -362,12 +373,13 @@ def test_a_preparation_is_for_others_too(cluster: Cluster) -> None:
     cluster.call("scontrol", "release", *(name for name, _ in zip(sorted(cluster.queue()), "1", strict=False)))
     sweep.wait_for("done", 1)
     assert "1 done, 1 cancelled" in _status(cluster, sweep)
-    for number, lines in enumerate(("'[ -d /nowhere ] || exit 4'", "'set -eu','cat /nowhere'")):
+    for number, lines in enumerate(("'[ -d /nowhere ] || exit 4'", "'set -eu','cat /nowhere'", "'(exit 255)'")):
         cluster.hydratune(
             *cluster.slurm, f"hydra.sweep.dir=setup_{number}", "seed=1", f"hydra.launcher.setup=[{lines}]"
         )
         Sweep(cluster, f"setup_{number}").wait_for("failed", 0)
     assert Sweep(cluster, "setup_0").record(0).cause == "it ended with exit status 4"
+    assert Sweep(cluster, "setup_2").record(0).cause == "it ended with exit status 255"
     assert Sweep(cluster, "setup_1").record(0).cause == "cat: /nowhere: No such file or directory"
 
 

@@ -56,7 +56,7 @@ def more_for_sbatch(typed: Typed, setting: Setting) -> str:
     name = setting.key.removeprefix(f"{PACKAGE}.sbatch.")
     if name == setting.key or "sbatch" not in (option := _option(typed)):
         return ""
-    return f"{suggestion(name, option['sbatch'])}: for another option of sbatch type +{setting.place}"
+    return f"{suggestion(name, option['sbatch'] or {})}: for another option of sbatch type +{setting.place}"
 
 
 def _option(typed: Typed) -> dict[str, Any]:

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mounts")
-# of network file systems, the mount options with which a lock is seen on its own machine alone, or on none
+# of network file systems, the mount options with which a lock is seen on its own machine alone
 UNSHARED = {
     "nfs": ("nolock", "local_lock=all", "local_lock=flock"),
     "nfs4": ("local_lock=all", "local_lock=flock"),
-    "lustre": ("localflock", "noflock"),
+    "lustre": ("localflock",),
     "cifs": ("nobrl",),
 }
 BEEGFS_SHARES = "tuneUseGlobalFileLocks"  # of its client's configuration; false where that says nothing
@@ -21,11 +21,11 @@ def unshared_locks(folder: Path) -> str | None:
     None, too, where the system doesn't tell.
     """
     try:
-        lines = [line.split() for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return None
     place, kind, options = "", "", ""
-    for _, escaped, one, said, *_ in lines:
+    for _, escaped, one, said, *_ in (line.split(" ") for line in lines if line.count(" ") > 3):
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), escaped)
         inside = os.path.commonpath([point, folder.resolve()]) == point
         if inside and len(point) >= len(place):

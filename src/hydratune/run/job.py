@@ -114,7 +114,7 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
             raise RunError(f"{run.root} can't be written: {error.strerror}.") from None
         ended = record.at_end("failed", "it ended without a word")
         try:
-            with before_stop(lambda: write_record(run.root, record.at_end("stopped"))):
+            with before_stop(lambda: _stopped(run.root, record)):
                 yield outcome
             ended = record.at_end("done")
             if found := outcome.objective:
@@ -130,6 +130,12 @@ def recorded(run: RunDir) -> Iterator[Outcome]:
         finally:
             with suppress(OSError):  # a full disk hides no other error; without it the job counts as interrupted
                 write_record(run.root, ended)
+
+
+def _stopped(root: Path, record: Record) -> None:
+    """Unless this is a child of the run's process."""
+    if os.getpid() == record.pid:
+        write_record(root, record.at_end("stopped"))
 
 
 def cause_of(status: int, screen: Path) -> str:

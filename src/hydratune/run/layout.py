@@ -1,5 +1,6 @@
 """The run directory: every path by name, and files written whole or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -36,6 +37,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, default=plain, ensure_ascii=False) + "\n")
 
 
+NO_LOCKS = (
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+)  # of file systems such as Lustre that is mounted without flock
 _held: set[Path] = set()  # folders whose lock this process holds
 
 
@@ -68,12 +74,15 @@ def _take(file: IO[str], root: Path) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.02)
-        except OSError as error:  # such as Lustre's that is mounted without flock
-            raise RunError(
-                f"{root} can't be locked ({error.strerror}): its file system must take flock, as Lustre mounted with flock does."
-            ) from None
+        except OSError as error:
+            raise RunError(no_locks(root, error)) from None
     file.seek(0)
     raise RunError(f"Another process ({file.read().strip()}) is at work in {root}.")
+
+
+def no_locks(root: Path, error: OSError) -> str:
+    """What is to be done where the file system has none."""
+    return f"{root} can't be locked ({error.strerror}): its file system must take flock, as Lustre mounted with flock does."
 
 
 def is_held(root: Path) -> bool:

@@ -33,7 +33,7 @@ def _is_login_node(environment: Mapping[str, str]) -> bool:
     sbatch = shutil.which("sbatch")
     if "SLURM_JOB_ID" in environment or environment.get(WISH) == "1" or not sbatch:
         return False
-    named, prefix = environment.get("SLURM_CONF"), Path(sbatch).resolve().parents[1]
+    named, prefix = environment.get("SLURM_CONF"), Path(sbatch).resolve().parent.parent
     own = [Path(path) for path in CONFIGURATIONS] + [prefix / path for path in BESIDE]
     if not any(path.is_file() for path in ([Path(named)] if named else own)):
         return False  # its commands alone: nothing could be submitted

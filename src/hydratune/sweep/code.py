@@ -9,7 +9,7 @@ from typing import Any
 from hydratune.run.layout import write_atomically
 from hydratune.run.receipt import made_with
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 def snapshot(keep_in: Path | None = None) -> dict[str, Any]:
@@ -45,7 +45,9 @@ def _checkout(place: Path, keep_in: Path | None) -> dict[str, str] | str | None:
     if commit is None:
         return None
     diff = _git(place, "diff", "HEAD") or ""
-    for name in (_git(place, "ls-files", "--others", "--exclude-standard", "*.py") or "").splitlines():
+    for name in filter(
+        None, (_git(place, "ls-files", "-z", "--others", "--exclude-standard", "*.py") or "").split("\0")
+    ):
         diff += _git(place, "diff", "--no-index", "/dev/null", name) or ""
     sha = hashlib.sha256(diff.encode()).hexdigest() if diff else ""
     if sha and keep_in:

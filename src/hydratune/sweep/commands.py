@@ -117,10 +117,13 @@ def _resume(words: list[str]) -> None:
     from hydratune.sweep.status import allow
 
     saved = SweepDir(Path(words[0])).info["launcher"] if words else {"_target_": "HereLauncher"}
-    words = [word.lstrip("+") for word in words]  # which an option of sbatch's that is new would have elsewhere
+    words = [
+        *words[:1],
+        *(word.lstrip("+") for word in words[1:]),
+    ]  # which an option of sbatch's that is new would have elsewhere
     found = taken("resume", words, [*keys_of(saved, words), "trust"], numbers=True)
     settings = settings_over(saved, {key: value for key, value in found.settings.items() if key != "trust"})
     plan = reopened(found.folder, found.numbers, found.settings.get("trust") is True)
-    allow(found.folder, found.numbers)
-    if any(job.status == JobStatus.FAILED for job in launch(plan, settings)):
+    done = launch(plan, settings, allow=lambda: allow(found.folder, found.numbers))
+    if any(job.status == JobStatus.FAILED for job in done):
         sys.exit(FAILED)

@@ -12,7 +12,7 @@ import yaml
 
 from hydratune.config.schema import ConfigError
 from hydratune.run.job import CANCELLED, Record, look_at
-from hydratune.run.layout import RunDir, in_turn, is_held, write_atomically, write_json
+from hydratune.run.layout import NO_LOCKS, RunDir, in_turn, is_held, no_locks, write_atomically, write_json
 
 
 def label(number: int, overrides: Sequence[str]) -> str:
@@ -126,6 +126,8 @@ class SweepDir:
                 return numbers
         except OSError as error:
             self._undo(made, known)
+            if error.errno in NO_LOCKS:
+                raise ConfigError(no_locks(self.root, error)) from None
             raise ConfigError(
                 f"The sweep's folder {self.root} can't be written ({error.strerror}), and nothing was started: make room "
                 "there, or set hydra.sweep.dir=DIR."

@@ -87,11 +87,13 @@ def end(root: Path, status: int, since: float, max_requeues: int, prepares: bool
     if _is_cancelled(root, prepares):
         return False
     cause = ""
+    if began and record is not None and record.state == "done":  # and another process fell as it ended
+        return False
     if status not in STOPPED:
         killed = killed_first(run.screen) if began else ""
         if began and not at_work and not killed:  # and has said why
             return False
-        if not at_work and status <= 128 and not killed:
+        if not at_work and not 128 < status < 192 and not killed:  # between them it was a signal's
             return _note(root, "failed", cause_of(status, run.screen))
         step, before = last_step(run.train_log), _deaths(root)
         write_json(run.deaths, [*before, step])

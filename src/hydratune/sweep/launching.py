@@ -1,6 +1,6 @@
 """A plan's way to its launcher, whose settings are those of its option in conf/hydra/launcher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -52,17 +52,20 @@ def settings_over(saved: Mapping[str, Any], typed: Mapping[str, Any]) -> Here | 
     given = {key: value for key, value in saved.items() if key != "wait"}
     for key, value in typed.items():
         name, _, option = key.removeprefix(f"{PACKAGE}.").partition(".")
+        if option and not isinstance(given.get(name), dict):
+            raise ConfigError(f"{PACKAGE}.{name} holds options of sbatch, found {given.get(name)!r}.")
         given[name] = {**given[name], option: value} if option else value
     return settings_of(saved["_target_"], given)
 
 
-def launch(plan: Plan, launcher: Here | Slurm) -> list[JobReturn]:
+def launch(plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None = None) -> list[JobReturn]:
     """Check every job, write the sweep down, and have the launcher do what is left of it.
 
-    Returns what Hydra's sweepers get; of jobs that were only submitted, nothing.
+    Of who resumes, `allow` takes back what was cancelled, once nothing stands in the way. Returns what Hydra's sweepers
+    get; of jobs that were only submitted, nothing.
     """
     root = plan.folder.root
-    if plan.folder.is_cancelled():
+    if plan.folder.is_cancelled() and allow is None:
         raise ConfigError(f"{root} was cancelled: type hydratune sweep resume {root} to go on.")
     launcher.ready(plan)
     asked = [(job.config, pipeline.unfinished(job.config)) for job in plan.jobs]
@@ -76,6 +79,8 @@ def launch(plan: Plan, launcher: Here | Slurm) -> list[JobReturn]:
         return [here.returned_of(job, JobStatus.COMPLETED, None) for job in plan.jobs]
     if why := unshared_locks(root):
         say(f"locks in {root} are each machine's own ({why}): let one machine, or Slurm, start all jobs of this sweep")
+    if allow:
+        allow()
     plan = plan.register()
     if plan.reuse:
         take_over(plan)

@@ -54,10 +54,10 @@ class Slurm:
             if not isinstance(getattr(self, group) or {}, dict):
                 raise ConfigError(f"hydra.launcher.{group} holds options of sbatch, found {getattr(self, group)!r}.")
             for key, value in (getattr(self, group) or {}).items():
+                if not isinstance(key, str) or not re.fullmatch(r"[a-z][a-z_-]+", key):
+                    raise ConfigError(f"hydra.launcher.{group}.{key} is no option of sbatch by its long name.")
                 if owner := OURS.get(key.replace("-", "_")):
                     raise ConfigError(f"hydra.launcher.{group}.{key} belongs to {owner}: leave it out.")
-                if not re.fullmatch(r"[a-z][a-z_-]+", key):
-                    raise ConfigError(f"hydra.launcher.{group}.{key} is no option of sbatch by its long name.")
                 if key == "signal" and "B" in str(value).upper().rpartition(":")[0]:
                     raise ConfigError(
                         f"hydra.launcher.{group}.signal={value} is for the batch shell alone, and would end the job there: set "
@@ -77,7 +77,7 @@ class Slurm:
                 raise ConfigError(f"hydra.launcher.{name} is a list of texts, found {value!r}.")
         for name in ("scratch", "python"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip() or set(value) & set('"\n')):
+            if value is not None and (not isinstance(value, str) or not value.strip() or set(value) & set('"\n\\')):
                 raise ConfigError(f"hydra.launcher.{name} is null or a path, found {value!r}.")
         for name in ("strict_code", "wait"):
             if not isinstance(getattr(self, name), bool):
@@ -97,7 +97,8 @@ class Slurm:
         for prepares in (False, True) if self.prepare is not None else (False,):
             options = self.options(prepares)
             said = slurm_queue.check_accepted(script_text(plan, 1, self, options, "check"), options)
-            slurm_limits.check(options, said)
+            if doubt := slurm_limits.check(options, said):
+                say(doubt)
 
     @property
     def words(self) -> str:
@@ -125,7 +126,7 @@ class Slurm:
                 f"  hydratune sweep cancel {name}     ends them, each with its state saved"
             )
         elif not held:
-            say(f"{len(plan.jobs)} jobs: all done, or in Slurm's queue")
+            say(f"{len(plan.jobs)} jobs: all done, cancelled, or in Slurm's queue")
         return _waited_for(plan) if self.wait else []
 
 
@@ -153,8 +154,9 @@ def _waited_for(plan: Plan) -> list[JobReturn]:
         f"waiting for the jobs, which need nobody: Ctrl-C leaves them to Slurm, hydratune sweep cancel {plan.folder.root}"
     )
     told: dict[int, str] = {}
-    shown = 0  # lines of the table
+    trouble, shown = "", 0  # lines of the table
     while True:
+        said = trouble
         try:
             queue, trouble = slurm_queue.living(slurm_queue.in_queue(plan.folder)), ""
         except ConfigError as error:  # such as a controller that is started anew
@@ -165,7 +167,8 @@ def _waited_for(plan: Plan) -> list[JobReturn]:
             show(f"\x1b[{shown}F\x1b[J" * (shown > 0) + "\n".join(lines) + "\n")
             shown = len(lines)
         elif trouble:
-            say(trouble)
+            if trouble != said:
+                say(trouble)
         else:
             _tell_changes(plan, queue, told)
         if not trouble and not any(job.number in queue or is_held(job.root) for job in plan.jobs):

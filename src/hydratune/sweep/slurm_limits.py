@@ -1,5 +1,6 @@
 """What a partition takes. Without EnforcePartLimits, sbatch takes what the partition doesn't, and the job waits for ever."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +12,24 @@ from hydratune.sweep.slurm_queue import asked
 LISTS = {"account": ("AllowAccounts", "DenyAccounts"), "qos": ("AllowQos", "DenyQos")}
 
 
-def check(options: Mapping[str, Any], said: str) -> None:
-    """Raises ConfigError where none of the partitions would ever start a job with these options.
+def check(options: Mapping[str, Any], said: str) -> str:
+    """Why jobs with these options may wait for ever in any of the partitions; empty where nothing shows that.
 
-    `said` is what `sbatch --test-only` says, which names the partition where the options don't.
+    `said` is what `sbatch --test-only` says, which names the partition where the options don't. Raises ConfigError for a
+    time limit over those of all partitions; a QOS may allow it, so that it is then only said.
     """
     named = options.get("partition") or next(iter(re.findall(r"in partition (\S+)", said)), "")
-    wrong = [_problem(options, partition) for partition in str(named).split(",") if partition]
-    if wrong and all(wrong):
-        raise ConfigError(f"Slurm would let the jobs wait for ever, and nothing was submitted: {' and '.join(wrong)}.")
+    partitions = [partition for partition in str(named).split(",") if partition]
+    wrong = [_problem(options, partition) for partition in partitions]
+    if not (wrong and all(wrong)):
+        return ""
+    told = " and ".join(wrong)
+    if all("is over" in one for one in wrong) and "qos" not in options and "SBATCH_QOS" not in os.environ:
+        raise ConfigError(
+            f"Slurm would let the jobs wait for ever, and nothing was submitted: {told}. Where a QOS allows it, name that: "
+            "hydra.launcher.sbatch.qos=QOS."
+        )
+    return f"Slurm may let the jobs wait for ever: {told}"
 
 
 def _problem(options: Mapping[str, Any], partition: str) -> str:

@@ -62,7 +62,9 @@ def asked(command: Sequence[str], kept: Sequence[int] = (), given: Collection[st
     environment = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_")) or key == "SLURM_CONF" or key in named
+        if not key.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
+        or key in ("SLURM_CONF", "SLURM_JWT")
+        or key in named
     }
     try:
         return subprocess.run(

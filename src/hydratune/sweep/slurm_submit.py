@@ -87,7 +87,8 @@ def _parts(jobs: Sequence[Job], slurm: "Slurm") -> list[list[_Part]]:
 
 def _next_number(place: Path) -> int:
     """Of a script, which none has had before: Slurm may know one whose files are gone."""
-    return 1 + max((int(path.stem.partition("-")[0]) for path in place.glob("[0-9]*.sh")), default=-1)
+    known = (path.stem.removesuffix(slurm_queue.PREPARE) for path in place.glob("*.sh"))
+    return 1 + max((int(name) for name in known if name.isdecimal()), default=-1)
 
 
 def _newest_array(folder: SweepDir) -> str:

@@ -187,7 +187,7 @@ def allow(folder: SweepDir, numbers: list[int]) -> None:
     try:
         if numbers and folder.is_cancelled():
             for number in set(entries) - set(numbers):
-                if look_at(folder.run_of(number))[1] == CANCELLED:
+                if look_at(folder.run_of(number))[1] not in ("done", "failed"):  # one at work has yet to save
                     write_atomically(folder.run_of(number) / CANCELLED, "")
         for root in [folder.root, *(folder.run_of(number) for number in numbers or entries)]:
             (root / CANCELLED).unlink(missing_ok=True)
