@@ -8,6 +8,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydratune import pipeline, preflight
+from hydratune.config.cluster import PACKAGE
 from hydratune.config.schema import ConfigError
 from hydratune.config.values import suggestion
 from hydratune.run.console import say
@@ -19,7 +20,6 @@ from hydratune.sweep.jobs import Plan
 from hydratune.sweep.reuse import take_over
 from hydratune.sweep.slurm import Slurm
 
-PACKAGE = "hydra.launcher"
 KINDS: dict[str, type[Here] | type[Slurm]] = {"HereLauncher": Here, "SlurmLauncher": Slurm}
 
 

@@ -56,8 +56,7 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     said = [f"{folder.root}: {total} job{'s' * (total != 1)}, {told}"]
     for state in STATES:
-        for line in lines.get(state, []):
-            said.append(line)
+        said += lines.get(state, [])
         if not everything and state in lines and counts[state] > SHOWN:
             said.append(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
     if best:
