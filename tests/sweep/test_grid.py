@@ -89,7 +89,7 @@ def listed(place: Place, *typed: str) -> list[str]:
     """The settings of the jobs that a dry run shows."""
     done = place.call(*typed, "stages=[]", "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.said
-    rows = done.stdout.splitlines()[1:-1]
+    rows = done.stdout.splitlines()[1:-2]
     assert done.stdout.splitlines()[-1].startswith(f"{len(rows)} jobs checked")
     return [" ".join(row.split()[1:-1]) for row in rows]
 

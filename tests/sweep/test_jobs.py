@@ -97,6 +97,7 @@ def test_a_dry_run(place: Place) -> None:
         "1    lora.r=4 trainer.learning_rate=0.0001  sweep/1",
         "2    lora.r=8 trainer.learning_rate=0.001   sweep/2",
         "3    lora.r=8 trainer.learning_rate=0.0001  sweep/3",
+        "each job: the cores of this machine, 1 at a time",
         "4 jobs checked: nothing stands in the way, and stages=[] starts nothing",
     ]
     assert sorted(place.folder.rglob("*")) == before
