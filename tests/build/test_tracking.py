@@ -1,33 +1,12 @@
 """tracking=wandb_offline leaves a file that holds the training log; tracking=off leaves nothing."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_files import history, records
 
 pytestmark = pytest.mark.slow
-BLOCK, HEADER, WHOLE, LAST = 32768, 7, 1, 4
-
-
-def records(path: Path) -> Iterator[Record]:
-    """A .wandb file is a LevelDB log of protocol buffers: blocks of chunks, each checksum, length, kind, bytes."""
-    data = path.read_bytes()
-    assert data[:4] == b":W&B", f"{path} holds {len(data)} bytes"
-    at, record = HEADER, b""
-    while at + HEADER <= len(data):
-        left = BLOCK - at % BLOCK
-        if left < HEADER:
-            at += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        record += data[at + HEADER : at + HEADER + length]
-        at += HEADER + length
-        if kind in (WHOLE, LAST):
-            yield Record.FromString(record)
-            record = b""
 
 
 def train(hydratune, tiny: Path, rows: Path, *more: str) -> None:
@@ -43,17 +22,14 @@ def test_offline(hydratune, environment, tiny: Path, rows: Path, tmp_path: Path)
     train(hydratune, tiny, rows, "tracking=wandb_offline", "tracking.project=nouns")
     (path,) = (tmp_path / "run").rglob("*.wandb")
     assert path.is_relative_to(tmp_path / "run/wandb") and "offline" in path.parent.name
-    history, runs, ended = [], [], False
+    runs, ended = [], False
     for record in records(path):
-        if record.HasField("history"):
-            item = record.history.item
-            history.append({one.key or ".".join(one.nested_key): json.loads(one.value_json) for one in item})
         if record.HasField("run"):
             runs.append((record.run.project, record.run.display_name))
         ended = ended or record.HasField("exit")
     logged = [json.loads(line) for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in logged] == [1, 2, 3, 4]
-    sent = [(row["train/global_step"], row["train/loss"]) for row in history if "train/loss" in row]
+    sent = [(row["train/global_step"], row["train/loss"]) for row in history(path) if "train/loss" in row]
     assert sent == [(row["step"], pytest.approx(row["loss"])) for row in logged]
     assert runs and set(runs) == {("nouns", "otter")}
     assert ended

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sweeps_on_slurm import Cluster, Sweep, figure, site, wait_until
+from wandb_files import history
 
 pytestmark = pytest.mark.slurm
 DIES = '''
@@ -212,11 +213,12 @@ def test_time_limits_and_a_rank_that_dies(cluster: Cluster) -> None:
         "trainer.save_total_limit=2",
     ]  # fmt: skip
     for name, more in (
-        ("told", ["sbatch.time=1", "sbatch.signal=USR1@10", "setup=['export SLOW=0.1']"]),
+        ("told", ["sbatch.time=1", "sbatch.signal=USR1@10", "setup=['export SLOW=0.1 HOME=$PWD']"]),
         ("untold", ["sbatch.time=1", "sbatch.signal=null", "setup=['export SLOW=0.35']"]),
         ("ranks", ["sbatch.ntasks_per_node=2", "setup=['export SLOW=0.1']"]),
     ):
         words = [f"hydra.launcher.{word}" for word in more]
+        words += ["tracking=wandb_offline"] * (name == "told")
         cluster.hydratune(*cluster.slurm[:-1], *typed, f"hydra.sweep.dir={name}", *words, cluster.slurm[-1])
     told, untold, ranks = (Sweep(cluster, name) for name in ("told", "untold", "ranks"))
     ranks.wait_for_steps(0, more_than=25)
@@ -236,6 +238,11 @@ def test_time_limits_and_a_rank_that_dies(cluster: Cluster) -> None:
     for sweep in (told, untold):
         assert sweep.steps(0) == list(range(1, 301))
     assert told.adapter(0) == untold.adapter(0)
+    # each start has written a file, all of one run of the tracker
+    files = sorted((told.root / "0" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == told.record(0).attempt and len({path.stem for path in files}) == 1, files
+    sent = [row["train/global_step"] for path in files for row in history(path) if "train/loss" in row]
+    assert sent == list(range(1, 301))
 
 
 def _processes_of(cluster: Cluster, variable: str) -> list[int]:

@@ -80,25 +80,21 @@ def end(root: Path, status: int, since: float, max_requeues: int, prepares: bool
     if not _is_free(root, ENDS_WITHIN):  # nothing can be noted, and where `begin` has waited, the next may find it free
         return status == SAVED and _restarts() < max_requeues
     run, record = RunDir(root), read_record(root)
-    began = record is not None and record.started >= since - 1
-    at_work = began and record is not None and record.state == "running"
-    if at_work and status in STOPPED:
+    state = record.state if record and record.started >= since - 1 else ""  # of this start, where it came so far
+    if state == "running" and status in STOPPED:
         _note(root, "stopped")
-    if _is_cancelled(root, prepares):
+    if state == "done" or _is_cancelled(root, prepares):  # done: another of its processes fell as it ended
         return False
     cause = ""
-    if began and record is not None and record.state == "done":  # and another process fell as it ended
-        return False
     if status not in STOPPED:
-        killed = killed_first(run.screen) if began else ""
-        if began and not at_work and not killed:  # and has said why
-            return False
-        if not at_work and not 128 < status < 192 and not killed:  # between them it was a signal's
+        if not state and not 128 < status < 192:  # between them it was a signal's
             return _note(root, "failed", cause_of(status, run.screen))
+        killed = killed_first(run.screen) if state not in ("", "running") else ""
+        if state not in ("", "running") and not killed:  # it has said why itself
+            return False
         step, before = last_step(run.train_log), _deaths(root)
         write_json(run.deaths, [*before, step])
-        how = f"exit status {status}" if at_work else killed or f"exit status {status}"
-        cause = f"it died without a word ({how}) after step {step}"
+        cause = f"it died without a word ({killed or f'exit status {status}'}) after step {step}"
         if step in before:
             return _note(root, "failed", f"{cause}, as before: another start would meet the same")
     if _restarts() < max_requeues:

@@ -1,26 +1,23 @@
-"""The jobs of a sweep: composed and checked, all of them, before the first starts."""
+"""The jobs of a sweep: planned and checked, all of them, before the first starts."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from hydratune import pipeline
 from hydratune.config import secrets
-from hydratune.config.load import FREE, config_hash, saved_form, to_config
+from hydratune.config.load import FREE, config_hash, saved_form
 from hydratune.config.rules import broken_rules
-from hydratune.config.saved import check_code, make_absolute, put, read_saved, value_of
+from hydratune.config.saved import check_code, make_absolute, read_saved, value_of
 from hydratune.config.schema import Config, ConfigError, SweepConf
-from hydratune.config.settings import group_options
-from hydratune.config.values import converted, value_problems
+from hydratune.config.values import value_problems
+from hydratune.sweep.composing import composed
 from hydratune.sweep.folder import Asked, SweepDir, label
 
 Checked = Sequence[tuple[Config, list[str]]]  # what preflight.check_jobs takes
@@ -91,7 +88,7 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
     launcher = master.hydra.launcher
     if not grid and str(launcher.get("_target_")).endswith(".SlurmLauncher") and launcher.get("wait") is not True:
         raise ConfigError("a search needs what its jobs have found before it goes on: set hydra.launcher.wait=true.")
-    configs = _composed(loader, master, overrides)
+    configs = composed(loader, master, overrides)
     named = master.hydra.sweep.dir
     folder = SweepDir(Path(f"runs/{configs[0].name}-sweep-{info['identity']}" if named == "auto" else named))
     folder.refuse_another(info)
@@ -213,39 +210,3 @@ def _secrets(job: Job) -> list[str]:
     if secrets.REDACTED in json.dumps(saved_form(job.config)):
         return ["a secret can't reach the jobs of a sweep: leave it to the environment (HF_TOKEN, WANDB_API_KEY)."]
     return []
-
-
-def _composed(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Config]:
-    """The configuration of each job.
-
-    Hydra composes each choice of group options once; single values are then put on the typed result, which is what
-    Hydra would do with them, at a hundredth of the time. Where interpolations may depend on them, Hydra does it all.
-    """
-    parser = OverridesParser.create(config_loader=loader)
-    bases: dict[tuple[str, ...], tuple[Config, bool]] = {}
-    configs = []
-    for words in jobs:
-        parsed = [parser.parse_override(word) for word in words]
-        choices = tuple(w for w, o in zip(words, parsed, strict=True) if group_options(loader, o.key_or_group))
-        values = [o for w, o in zip(words, parsed, strict=True) if w not in choices]
-        if choices not in bases:
-            composed = loader.load_sweep_config(master, list(choices))
-            plain = str(OmegaConf.to_container(_without_hydra(composed), resolve=False))
-            bases[choices] = to_config(composed), "${" in plain
-        base, interpolated = bases[choices]
-        if interpolated or any("${" in str(o.value()) or o.is_delete() or isinstance(o.value(), dict) for o in values):
-            configs.append(to_config(loader.load_sweep_config(master, list(words))))
-        else:
-            configs.append(_with_values(deepcopy(base), values))
-    return configs
-
-
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    kept = {key: composed._get_node(key) for key in composed if key != "hydra"}
-    return OmegaConf.create(kept)
-
-
-def _with_values(config: Config, values: list[Override]) -> Config:
-    for override in values:
-        put(config, override.key_or_group, converted(override.key_or_group, override.value()))
-    return config
