@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -82,11 +83,12 @@ def benchmark(entry: Row, **more: Any) -> BenchmarkConf:
 def evaluated(lm: HFLM, conf: BenchmarkConf) -> dict[str, Any]:
     """By lm-eval's own function."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    found = simple_evaluate(
-        model=lm, tasks=build_own_tasks(conf), limit=conf.limit, num_fewshot=conf.num_fewshot, bootstrap_iters=0,
-        apply_chat_template=conf.apply_chat_template, fewshot_as_multiturn=conf.fewshot_as_multiturn,
-        system_instruction=conf.system_instruction, task_manager=TaskManager(include_defaults=False),
-    )  # fmt: skip
+    with patch("lm_eval.evaluator.add_env_info"):  # which lists the packages, and takes most of the time
+        found = simple_evaluate(
+            model=lm, tasks=build_own_tasks(conf), limit=conf.limit, num_fewshot=conf.num_fewshot, bootstrap_iters=0,
+            apply_chat_template=conf.apply_chat_template, fewshot_as_multiturn=conf.fewshot_as_multiturn,
+            system_instruction=conf.system_instruction, task_manager=TaskManager(include_defaults=False),
+        )  # fmt: skip
     assert found
     return dict(found)
 

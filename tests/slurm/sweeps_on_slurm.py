@@ -22,11 +22,11 @@ HERE = Path(__file__).parent
 LOCAL_SLURM = HERE.parents[1] / "launchers" / "local_slurm.sh"
 
 
-def wait_until(what: str, holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_until(what: str | Callable[[], str], holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """What `holds` returns, once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.1)
     return found
 
@@ -119,7 +119,7 @@ class Sweep:
 
     def wait_for(self, state: str, *numbers: int) -> None:
         wait_until(
-            f"{state} of {numbers}:\n{self.cluster.hydratune('sweep', 'status', str(self.root))}",
+            lambda: f"{state} of {numbers}:\n{self.cluster.hydratune('sweep', 'status', str(self.root))}",
             lambda: all(self.state(number) == state for number in numbers),
         )
 

@@ -1,7 +1,6 @@
 """launchers/train.sbatch on a real Slurm: it finishes, fails, goes on after a signal, and stays cancelled."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sweeps_on_slurm import running_slurm
 
 pytestmark = pytest.mark.slurm
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
@@ -78,14 +78,8 @@ class Cluster:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SLURM_CONF of a cluster that this module starts and stops."""
-    folder = tmp_path_factory.mktemp("slurm")
-    port = 17000 + 3 * (os.getpid() % 5000)  # each of several test processes has its own cluster
-    try:
-        started = [LAUNCHERS / "local_slurm.sh", "start", folder]
-        subprocess.run(started, env={**os.environ, "PORT": str(port)}, check=True, timeout=120)
-        yield str(folder / "slurm.conf")
-    finally:
-        subprocess.run([LAUNCHERS / "local_slurm.sh", "stop", folder], check=True, timeout=120)
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as conf:
+        yield conf
 
 
 @pytest.fixture

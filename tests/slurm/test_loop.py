@@ -128,6 +128,7 @@ def test_signals_requeues_kills_and_preemption(cluster: Cluster, sweep: Sweep) -
     preempt(cluster, node(cluster, 5))
     wait_for_attempt(sweep, 5, 3)
     assert sweep.screen(5).count("SIGTERM") == 1 and sweep.screen(5).count("SIGUSR1") == 1
+    wait_for_attempt(sweep, 1, 2)
     for number in (0, 1, 5):  # which other jobs' preemption may have stopped once more
         wait_until(f"job {number} goes on", lambda number=number: _went_on(sweep, number))
     wait_until("job 2 goes on", lambda: "going on from checkpoint-" in sweep.screen(2))
@@ -292,5 +293,5 @@ def test_two_hundred_jobs(cluster: Cluster) -> None:
     figure("the status of 200 jobs", time.monotonic() - began)
     cluster.hydratune("sweep", "cancel", "many")
     wait_until("no job is left", lambda: not cluster.queue())
-    assert os.listdir(cluster.folder / "many" / "slurm").count("0.sh") == 1
+    assert [path.name for path in (cluster.folder / "many" / "slurm").glob("*.sh")] == ["0.sh"]
     assert "200 cancelled" in cluster.hydratune("sweep", "status", "many")

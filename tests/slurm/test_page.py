@@ -69,5 +69,6 @@ def test_every_command_of_the_page_runs(tiny: Path, rows: Path, environment: dic
 def test_what_the_page_says_of_files_is_there() -> None:
     for path in re.findall(r"`((?:conf|launchers)/[\w./]+)", PAGE.read_text(encoding="utf-8")):
         assert (LAUNCHERS.parent / path).exists(), path
-    for path in re.findall(r"\]\((\w+\.md)", PAGE.read_text(encoding="utf-8")):
-        assert (PAGE.parent / path).is_file(), path
+    for path, anchor in re.findall(r"\]\((\w+\.md)#?([\w-]*)", PAGE.read_text(encoding="utf-8")):
+        titles = re.findall(r"^#+ (.+)$", (PAGE.parent / path).read_text(encoding="utf-8"), re.MULTILINE)
+        assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}, path

@@ -18,6 +18,7 @@ import yaml
 from sweeps_on_slurm import Cluster, Sweep, site, wait_until
 
 from hydratune.sweep import slurm_limits
+from hydratune.sweep.slurm import Slurm
 
 pytestmark = pytest.mark.slurm
 
@@ -353,6 +354,12 @@ def test_settings_from_the_environment_and_on_resume(cluster: Cluster) -> None:
     said = cluster.hydratune("sweep", "resume", "stray", "1", "hydra.launcher.sbatch.time=20:00", held)
     assert "1 of 1 jobs submitted" in said
     cluster.hydratune("sweep", "resume", "stray", "2", "hydra.launcher.sbatch.hold=null")
+    config = (sweep.root / "1" / "config.yaml").read_text()
+    allowed = cluster.hydratune(
+        *cluster.slurm, "hydra.sweep.dir=stray", "seed=1,2,3", "trainer.max_steps=1", "benchmark.limit=7"
+    )
+    assert "2 of the jobs are at work or in Slurm's queue with other settings, which they keep: " in allowed
+    assert (sweep.root / "1" / "config.yaml").read_text() == config and "limit: 7" not in config
     jobs = [cluster.call("scontrol", "show", "job", "-o", name) for name in sorted(cluster.queue())]
     assert "TimeLimit=00:20:00" in jobs[0] and "MinMemoryNode=200M" in jobs[0], jobs[0]
     assert "Dependency=afterany:" in jobs[1], "two at a time"
@@ -381,6 +388,56 @@ def test_a_preparation_is_for_others_too(cluster: Cluster) -> None:
     assert Sweep(cluster, "setup_0").record(0).cause == "it ended with exit status 4"
     assert Sweep(cluster, "setup_2").record(0).cause == "it ended with exit status 255"
     assert Sweep(cluster, "setup_1").record(0).cause == "cat: /nowhere: No such file or directory"
+
+
+SRUN = """#!/bin/bash
+echo x >>{folder}/tried
+(($(wc -l <{folder}/tried) > {fails})) || {{
+    echo 'srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)' >&2
+    exit 1
+}}
+exec {srun} "$@"
+"""
+SCONTROL = """#!/bin/bash
+[[ $1 != requeue || -e {folder}/asked ]] || {{
+    touch {folder}/asked
+    echo 'Unable to contact slurm controller (connect failure)' >&2
+    exit 1
+}}
+exec {scontrol} "$@"
+"""
+
+
+def test_a_controller_that_is_away_for_a_moment(cluster: Cluster) -> None:
+    """When a job begins, and when it asks to be started again; one that it stays away from has failed."""
+    for name, fails in (("once", 1), ("always", 9)):
+        folder = cluster.folder / f"stubs_{name}"
+        folder.mkdir()
+        for command, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            stub = folder / command
+            stub.write_text(text.format(folder=folder, fails=fails, **{command: shutil.which(command)}))
+            stub.chmod(0o755)
+        lines = f"['export PATH={folder}:$PATH','echo site; sleep 3']"
+        typed = [f"hydra.sweep.dir={name}", "seed=1", "trainer.max_steps=1", f"hydra.launcher.setup={lines}"]
+        cluster.hydratune(*cluster.slurm, *typed)
+    once, always = Sweep(cluster, "once"), Sweep(cluster, "always")
+    wait_until("it is starting", lambda: "job 0 starting, on n" in _status(cluster, once))
+    assert "job 0 starting, " in cluster.hydratune("sweep", "logs", "once")
+    once.wait_for("done", 0)
+    assert "start 2" in once.screen(0) and "start 3" not in once.screen(0)
+    always.wait_for("failed", 0)
+    assert re.fullmatch(
+        r"it died without a word \(srun: error: Unable to confirm allocation .*\) after step \S+, as before: another start would "
+        "meet the same",
+        always.record(0).cause,
+    )
+    assert "start 2" in always.screen(0)
+
+
+def test_a_preparation_is_one_process() -> None:
+    slurm = Slurm(sbatch={"nodes": 2, "ntasks-per-node": 8, "gres": "gpu:8", "mem": "9G"}, prepare={"partition": "cpu"})
+    assert slurm.options(prepares=True) == {"nodes": 1, "ntasks_per_node": 1, "mem": "9G", "partition": "cpu"}
+    assert slurm.options(prepares=False) == {"nodes": 2, "ntasks_per_node": 8, "gres": "gpu:8", "mem": "9G"}
 
 
 def test_a_job_of_two_nodes(cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ from datasets import load_dataset
 from lm_eval.utils import get_results_filenames, get_sample_results_filenames, make_table
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
+from warm import run_warm
 
 from hydratune.build.content import folder_digest
 from hydratune.build.sources import DEMO
@@ -58,8 +59,7 @@ def environment(folder: Path, cache: str = "cache") -> dict[str, str]:
 
 
 def call(folder: Path, *arguments: str, cache: str = "cache", status: int = 0) -> str:
-    command = [sys.executable, "-m", "hydratune", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment(folder, cache), capture_output=True, text=True)
+    done = run_warm(arguments, folder, environment(folder, cache))
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -147,9 +147,16 @@ def lm_eval(trained: Path, name: str, tasks: str, include: Path, *options: str) 
         *options,
     ]  # fmt: skip
     quick = {**environment(trained), "DISABLE_MULTIPROC": "1"}
-    code = f"import sys; sys.argv = {command!r}; from lm_eval import tasks, defaults; " + (
-        "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-    )
+    # only what is in `include`: reading the 14,000 of its own takes longer than asking
+    code = f"""
+import sys
+from functools import partial
+from lm_eval import defaults, tasks
+from lm_eval.__main__ import cli_evaluate
+sys.argv = {command!r}
+tasks.TaskManager = partial(tasks.TaskManager, include_defaults=False)
+cli_evaluate()
+"""
     done = subprocess.run([sys.executable, "-c", code], env=quick, capture_output=True, text=True, cwd=trained)
     assert done.returncode == 0, done.stderr
     return out

@@ -35,7 +35,8 @@ def _is_login_node(environment: Mapping[str, str]) -> bool:
         return False
     named, prefix = environment.get("SLURM_CONF"), Path(sbatch).resolve().parent.parent
     own = [Path(path) for path in CONFIGURATIONS] + [prefix / path for path in BESIDE]
-    if not any(path.is_file() for path in ([Path(named)] if named else own)):
+    files = [Path(named)] if named else own
+    if not any(path.is_file() for path in files) and "SLURM_CONF_SERVER" not in environment:
         return False  # its commands alone: nothing could be submitted
     try:
         done = subprocess.run(

@@ -97,7 +97,7 @@ def _of_slurm(environment: MutableMapping[str, str]) -> Ranks | None:
         _number(environment, "SLURM_STEP_NUM_TASKS"),
         _number(environment, "SLURM_LOCALID"),
         nodes[node] if node < len(nodes) else 0,
-        environment.get("MASTER_ADDR", host),
+        environment.get("MASTER_ADDR") or host,  # a batch script may have got no answer
         _number(environment, "MASTER_PORT", PORTS[step % len(PORTS)]),
     )
 

@@ -1,7 +1,6 @@
 """Which code runs: the commits and changes of hydratune's checkout and of the user's, and the libraries' versions."""
 
 import hashlib
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,18 @@ def snapshot(keep_in: Path | None = None) -> dict[str, Any]:
     return {"versions": made_with(), **{name: _checkout(place, keep_in) for name, place in places.items()}}
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what has changed."""
-    found = []
+def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """In words, what has changed, and what can't be told."""
+    changed: list[str] = []
+    unknown: list[str] = []
     for name in ("hydratune", "working directory"):
         old, new = before.get(name), now[name]
         if old != new:
-            found.append(f"{name} was {_said(old)} and is {_said(new)}")
+            words = f"{name} was {_said(old)} and is {_said(new)}"
+            (unknown if isinstance(old, str) or isinstance(new, str) else changed).append(words)
     old, new = before.get("versions", {}), now["versions"]
-    found += [f"{name} was {old.get(name)} and is {new[name]}" for name in new if old.get(name) != new[name]]
-    return found
+    changed += [f"{name} was {old.get(name)} and is {new[name]}" for name in new if old.get(name) != new[name]]
+    return changed, unknown
 
 
 def _said(checkout: Any) -> str:
@@ -38,9 +39,19 @@ def _said(checkout: Any) -> str:
 
 
 def _checkout(place: Path, keep_in: Path | None) -> dict[str, str] | str | None:
-    """Commit and SHA-256 of the changes, Python files that git doesn't know among them; None without a repository."""
-    if not shutil.which("git"):
+    """Commit and SHA-256 of the changes, Python files that git doesn't know among them; None without a repository.
+
+    Words where git can't say.
+    """
+    try:
+        return _commit_and_changes(place, keep_in)
+    except FileNotFoundError:
         return "unknown, since there is no git"
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown, since git doesn't answer"
+
+
+def _commit_and_changes(place: Path, keep_in: Path | None) -> dict[str, str] | None:
     commit = _git(place, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -57,8 +68,5 @@ def _checkout(place: Path, keep_in: Path | None) -> dict[str, str] | str | None:
 
 def _git(place: Path, *words: str) -> str | None:
     """What git says; None where it fails. Of two files that differ it says so with 1."""
-    try:
-        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, errors="replace", timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, errors="replace", timeout=60)
     return done.stdout if done.returncode == 0 or "--no-index" in words else None

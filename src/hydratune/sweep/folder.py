@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,12 +97,17 @@ class SweepDir:
         return numbers
 
     def register(
-        self, asked: Sequence[Asked], config_of: Callable[[int, int], dict[str, Any]], info: dict[str, Any]
-    ) -> list[int]:
-        """Note the jobs, and write config.yaml of each: `config_of(place, number)` as plain data. Returns their numbers.
+        self,
+        asked: Sequence[Asked],
+        config_of: Callable[[int, int], dict[str, Any]],
+        info: dict[str, Any],
+        submitted: Collection[int] = (),
+    ) -> tuple[list[int], list[int]]:
+        """Note the jobs, and write config.yaml of each: `config_of(place, number)` as plain data.
 
-        What is there stays; whoever else does the same at the same time waits. Raises ConfigError where it can't be
-        written, and has then written nothing.
+        Returns their numbers, and those of jobs at work or `submitted` that were asked for with other settings, and
+        keep theirs. Whoever else does the same at the same time waits. Raises ConfigError where it can't be written,
+        and has then written nothing.
         """
         made = [path for path in (self.root, *self.root.parents) if not path.exists()]
         known = True
@@ -114,16 +119,17 @@ class SweepDir:
                 # first, so that who is killed while writing the rest finds a sweep there; then jobs, the list of them last
                 write_json(self.root / "sweep.json", info)
                 numbers = self.numbers(asked)
-                entries = self._with(asked, numbers)
+                entries, kept = self._with(asked, numbers), []
                 for place, number in enumerate(numbers):
                     root = self.run_of(number)
                     if not root.exists():
                         made.insert(0, root)
                         root.mkdir()
-                    self.put_config(root, config_of(place, number), asked[place].words)
+                    if not self.put_config(root, config_of(place, number), asked[place].words, number in submitted):
+                        kept.append(number)
                 lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
                 write_atomically(self.root / "jobs.jsonl", lines)
-                return numbers
+                return numbers, kept
         except OSError as error:
             self._undo(made, known)
             if error.errno in NO_LOCKS:
@@ -167,15 +173,22 @@ class SweepDir:
                 entries[number] = Entry(number, entry.hash, entry.overrides, entry.words, replaced=True)
         return [entry for _, entry in sorted((entries | new).items())]
 
-    def put_config(self, root: Path, plain: dict[str, Any], words: list[str]) -> None:
-        """config.yaml, which says what is run; of a job at work it says what that was started with."""
+    def put_config(self, root: Path, plain: dict[str, Any], words: list[str], submitted: bool = False) -> bool:
+        """config.yaml, which says what is run; of a job at work or `submitted` it says what that was started with.
+
+        Returns False where that is something else.
+        """
         run = RunDir(root)
         text = yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
-        if run.config.is_file() and (is_held(root) or run.config.read_text(encoding="utf-8") == text):
-            return
+        if run.config.is_file():
+            if run.config.read_text(encoding="utf-8") == text:
+                return True
+            if submitted or is_held(root):
+                return False
         write_atomically(run.config, text)
         if not run.overrides.is_file():
             write_atomically(run.overrides, yaml.dump(words, Dumper=_DUMPER))
+        return True
 
     def is_cancelled(self) -> bool:
         """Whether the whole sweep was cancelled."""

@@ -47,11 +47,13 @@ def begin(root: Path, script: Path, strict: bool) -> int:
     if not _is_free(root, LEASE):
         print("hydratune: another process still has the job: Slurm is asked to try again.", flush=True)
         return SAVED
-    changed = differences(json.loads(script.with_suffix(".code").read_text()), snapshot())
-    if changed:
+    changed, unknown = differences(json.loads(script.with_suffix(".code").read_text()), snapshot())
+    if changed or unknown:
         refused = "; strict_code=true refuses that: submit again, or set hydra.launcher.strict_code=false" * strict
-        print(f"hydratune: the code is not what was submitted: {'; '.join(changed)}{refused}.")
-    return 2 if changed and strict else 0
+        how = "is not" if changed else "may not be"
+        print(f"hydratune: the code {how} what was submitted: {'; '.join([*changed, *unknown])}{refused}.")
+        return 2 if strict else 0
+    return 0
 
 
 def _is_cancelled(root: Path, prepares: bool) -> bool:
@@ -87,14 +89,15 @@ def end(root: Path, status: int, since: float, max_requeues: int, prepares: bool
         return False
     cause = ""
     if status not in STOPPED:
-        if not state and not 128 < status < 192:  # between them it was a signal's
+        why = srun_failed(run.screen) if not state else killed_first(run.screen) if state != "running" else ""
+        if not state and not why and not 128 < status < 192:  # between them it was a signal's
             return _note(root, "failed", cause_of(status, run.screen))
-        killed = killed_first(run.screen) if state not in ("", "running") else ""
-        if state not in ("", "running") and not killed:  # it has said why itself
+        if state not in ("", "running") and not why:  # it has said why itself
             return False
         step, before = last_step(run.train_log), _deaths(root)
-        write_json(run.deaths, [*before, step])
-        cause = f"it died without a word ({killed or f'exit status {status}'}) after step {step}"
+        with suppress(OSError):  # of a full disk: it may have room when the job starts again
+            write_json(run.deaths, [*before, step])
+        cause = f"it died without a word ({why or f'exit status {status}'}) after step {step}"
         if step in before:
             return _note(root, "failed", f"{cause}, as before: another start would meet the same")
     if _restarts() < max_requeues:
@@ -106,12 +109,22 @@ def end(root: Path, status: int, since: float, max_requeues: int, prepares: bool
 
 def killed_first(screen: Path) -> str:
     """What srun says of the first process that ended, where that was killed: what others say then is its echo."""
+    found = re.search(r"^srun: error: \S+: (tasks? [\d,-]+: .+)$", _last_start(screen), re.MULTILINE)
+    return found[1] if found and not re.search(r"Exited with exit code|Terminated", found[1]) else ""
+
+
+def srun_failed(screen: Path) -> str:
+    """What srun says where it didn't come to start a process, such as while slurmctld is away."""
+    found = re.search(r"^srun: (?:error|fatal): (?!\S+: tasks? [\d,-]+: ).+$", _last_start(screen), re.MULTILINE)
+    return found[0] if found else ""
+
+
+def _last_start(screen: Path) -> str:
+    """What the job has printed since it was started last."""
     try:
-        said = screen.read_text(errors="replace").rpartition("\nSlurm: job ")[2]
+        return screen.read_text(errors="replace").rpartition("\nSlurm: job ")[2]
     except OSError:
         return ""
-    found = re.search(r"^srun: error: \S+: (tasks? [\d,-]+: .+)$", said, re.MULTILINE)
-    return found[1] if found and not re.search(r"Exited with exit code|Terminated", found[1]) else ""
 
 
 def start_again() -> None:
@@ -134,7 +147,7 @@ def _restarts() -> int:
 
 
 def _note(root: Path, state: str, cause: str | None = None) -> bool:
-    with suppress(RunError), alone_in(RunDir(root)):  # else somebody has it again
+    with suppress(RunError, OSError), alone_in(RunDir(root)):  # else somebody has it again, or the disk is full
         record = read_record(root) or Record("waiting", started=time.time())
         write_record(root, record.at_end(state, cause))
     return False

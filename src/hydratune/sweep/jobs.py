@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,19 @@ class Plan:
                 said.setdefault(sentence, []).append(job)
         _refuse(said, len(self.jobs))
 
-    def register(self) -> "Plan":
-        """Write it down; returns the same with the numbers that the jobs have got."""
+    def register(self, submitted: Collection[int] = ()) -> tuple["Plan", list[int]]:
+        """Write it down; returns the same with the numbers that the jobs have got.
+
+        And the numbers of those at work or `submitted` that keep other settings.
+        """
         asked = [Asked(job.hash, job.overrides, job.words) for job in self.jobs]
 
         def config_of(place: int, number: int) -> dict[str, Any]:
             return saved_form(self.jobs[place].config) | {"run_dir": str(self.folder.run_of(number))}
 
-        numbers = self.folder.register(asked, config_of, self.info)
-        return replace(self, jobs=[_numbered(job, n, self.folder) for job, n in zip(self.jobs, numbers, strict=True)])
+        numbers, kept = self.folder.register(asked, config_of, self.info, submitted)
+        jobs = [_numbered(job, n, self.folder) for job, n in zip(self.jobs, numbers, strict=True)]
+        return replace(self, jobs=jobs), kept
 
 
 def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequence[str]]) -> Plan:

@@ -19,6 +19,7 @@ from hydratune.sweep.here import Here
 from hydratune.sweep.jobs import Plan
 from hydratune.sweep.reuse import take_over
 from hydratune.sweep.slurm import Slurm
+from hydratune.sweep.slurm_queue import in_queue, living
 
 KINDS: dict[str, type[Here] | type[Slurm]] = {"HereLauncher": Here, "SlurmLauncher": Slurm}
 
@@ -81,7 +82,12 @@ def launch(plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None 
         say(f"locks in {root} are each machine's own ({why}): let one machine, or Slurm, start all jobs of this sweep")
     if allow:
         allow()
-    plan = plan.register()
+    plan, kept = plan.register(living(in_queue(plan.folder)))
+    if kept:
+        say(
+            f"{len(kept)} of the jobs are at work or in Slurm's queue with other settings, which they keep: type the same "
+            "command again when they have ended"
+        )
     if plan.reuse:
         take_over(plan)
     return launcher.run(plan)

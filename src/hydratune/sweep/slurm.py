@@ -31,6 +31,7 @@ OURS = {
     "wrap": "hydratune", "parsable": "hydratune", "test_only": "stages=[]", "wait": "hydra.launcher.wait",
     "job_name": "name", "clusters": "the machine that this is typed on", "cluster": "the machine that this is typed on",
 }  # fmt: skip
+ONE_PROCESS = {"nodes": 1, "ntasks": None, "ntasks_per_node": 1, "gres": None}  # options of a preparation
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ class Slurm:
 
     def options(self, prepares: bool) -> dict[str, Any]:
         """Of sbatch, those that say something."""
-        given = [*self.sbatch.items(), *((self.prepare or {}).items() if prepares else ())]
+        given = [*self.sbatch.items()]
+        if prepares:  # one process does that
+            given += [*ONE_PROCESS.items(), *(self.prepare or {}).items()]
         merged = {key.replace("-", "_"): value for key, value in given}
         return {key: value for key, value in merged.items() if value is not None}
 

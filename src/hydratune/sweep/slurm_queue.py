@@ -63,7 +63,7 @@ def asked(command: Sequence[str], kept: Sequence[int] = (), given: Collection[st
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
-        or key in ("SLURM_CONF", "SLURM_JWT")
+        or key in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
         or key in named
     }
     try:
@@ -196,9 +196,14 @@ def living(queue: Sequence[Queued]) -> dict[int, Queued]:
 
 
 def cancel(tasks: Sequence[str], at_work: Sequence[str]) -> None:
-    """Those at work get SIGTERM, save their state and end; the others are taken out."""
-    for options, names in (([], tasks), (["--signal=TERM"], at_work)):
+    """Those at work get SIGTERM, save their state and end; the others are taken out.
+
+    Raises ConfigError, once all were asked, with what scancel says; of one that has just ended it says nothing.
+    """
+    said = []
+    for options, names in ((["--signal=TERM"], at_work), ([], tasks)):
         if names:
             done = asked(["scancel", *options, *names])
-            if done.returncode:
-                raise ConfigError(f"scancel: {_words(done.stderr)}.")
+            said += [words] if done.returncode and (words := _words(done.stderr)) else []
+    if said:
+        raise ConfigError(f"scancel: {'; '.join(said)}.")

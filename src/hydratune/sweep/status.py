@@ -51,7 +51,8 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
         if everything or (
             state in ("running", "queued", "failed", "interrupted", "stopped") and counts[state] <= SHOWN
         ):
-            lines.setdefault(state, []).append(_line(entry, record, state, folder.run_of(entry.number), slurm))
+            words = "starting" if state == "queued" and slurm and slurm.state == "RUNNING" else state
+            lines.setdefault(state, []).append(_line(entry, record, words, folder.run_of(entry.number), slurm))
     total = sum(counts.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     said = [f"{folder.root}: {total} job{'s' * (total != 1)}, {told}"]
@@ -123,10 +124,12 @@ def _line(entry: Entry, record: Record | None, state: str, root: Path, slurm: Qu
 
 def show_logs(folder: SweepDir, numbers: list[int], lines: int) -> None:
     """Print the last `lines` lines of what each job has printed; without numbers, of those at work or failed."""
-    shown = 0
+    shown, queue = 0, living(_asked_of_slurm(folder)[0])
     for entry, _, state in folder.states():
         screen = RunDir(folder.run_of(entry.number)).screen
-        if entry.number in numbers or (not numbers and state in ("running", "failed", "interrupted")):
+        if state != "running" and entry.number in queue and queue[entry.number].state == "RUNNING":
+            state = "starting"
+        if entry.number in numbers or (not numbers and state in ("running", "starting", "failed", "interrupted")):
             shown += 1
             say(f"{entry.label} {state}, {screen}:")
             say("\n".join(f"  {line}" for line in _last_lines(screen, lines)) or "  it has printed nothing yet")
@@ -160,7 +163,7 @@ def cancel(folder: SweepDir, numbers: list[int]) -> None:
     counts: Counter[str] = Counter()
     queue = [one for one in in_queue(folder) if one.state != ENDING]
     asked = [one for one in queue if one.number in numbers and not one.prepares] if numbers else queue
-    at_work = {one.task for one in asked if is_held(folder.run_of(one.number))}
+    at_work = {one.task for one in asked if one.state == "RUNNING" and is_held(folder.run_of(one.number))}
     end_in_slurm([one.task for one in asked if one.task not in at_work], sorted(at_work))
     in_slurm = {one.number for one in queue}
     for entry in folder.entries():
