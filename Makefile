@@ -52,7 +52,7 @@ bench: $(STAMP) ## Measure start-up, training, merging, evaluating and sweeps be
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 bench-slurm: $(STAMP) ## Measure signals, restarts and submissions on a Slurm of its own
-	@$(BIN)/python -m pytest -q -s tests/slurm/test_loop.py | grep -e '^figure:' -e '^FAILED' -e '^ERROR' -e ' in .*s$$'
+	@$(BIN)/python -m pytest -q -s --tb=no tests/slurm/test_loop.py | grep -e '^figure:' -e '^FAILED' -e '^ERROR' -e ' in .*s$$'
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check
