@@ -89,7 +89,8 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
     assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], 3:59:\d\d left of its time limit, Slurm's", status)
     assert re.search(r"job 5 .* queued, pending( \(\w+\))?, Slurm's job \d+_2", status), status
     tasks = cluster.queue()
-    assert "all done, cancelled, or in Slurm's queue" in cluster.hydratune(*cluster.slurm, *typed)
+    said = cluster.hydratune(*cluster.slurm, *typed, "hydra.launcher.sbatch.gpus_per_node=2")
+    assert "all done, cancelled, or in Slurm's queue" in said and "other settings" not in said
     assert set(cluster.queue()) <= set(tasks), "doubled"
     here = subprocess.Popen(
         cluster.command("-m", *cluster.run, *typed, "hydra.sweep.dir=here"), cwd=cluster.folder, env=cluster.env
@@ -360,6 +361,8 @@ def test_settings_from_the_environment_and_on_resume(cluster: Cluster) -> None:
     )
     assert "2 of the jobs are at work or in Slurm's queue with other settings, which they keep: " in allowed
     assert (sweep.root / "1" / "config.yaml").read_text() == config and "limit: 7" not in config
+    listed = [json.loads(line)["words"] for line in (sweep.root / "jobs.jsonl").read_text().splitlines()]
+    assert ["benchmark.limit=7" in words for words in listed] == [True, False, False]
     jobs = [cluster.call("scontrol", "show", "job", "-o", name) for name in sorted(cluster.queue())]
     assert "TimeLimit=00:20:00" in jobs[0] and "MinMemoryNode=200M" in jobs[0], jobs[0]
     assert "Dependency=afterany:" in jobs[1], "two at a time"
@@ -380,6 +383,10 @@ def test_a_preparation_is_for_others_too(cluster: Cluster) -> None:
     cluster.call("scontrol", "release", *(name for name, _ in zip(sorted(cluster.queue()), "1", strict=False)))
     sweep.wait_for("done", 1)
     assert "1 done, 1 cancelled" in _status(cluster, sweep)
+    # it has prepared, and not trained
+    cluster.hydratune("sweep", "resume", "first_cancelled", "hydra.launcher.prepare=null")
+    sweep.wait_for("done", 0)
+    assert sweep.steps(0) == [1]
     for number, lines in enumerate(("'[ -d /nowhere ] || exit 4'", "'set -eu','cat /nowhere'", "'(exit 255)'")):
         cluster.hydratune(
             *cluster.slurm, f"hydra.sweep.dir=setup_{number}", "seed=1", f"hydra.launcher.setup=[{lines}]"
@@ -435,9 +442,11 @@ def test_a_controller_that_is_away_for_a_moment(cluster: Cluster) -> None:
 
 
 def test_a_preparation_is_one_process() -> None:
-    slurm = Slurm(sbatch={"nodes": 2, "ntasks-per-node": 8, "gres": "gpu:8", "mem": "9G"}, prepare={"partition": "cpu"})
-    assert slurm.options(prepares=True) == {"nodes": 1, "ntasks_per_node": 1, "mem": "9G", "partition": "cpu"}
-    assert slurm.options(prepares=False) == {"nodes": 2, "ntasks_per_node": 8, "gres": "gpu:8", "mem": "9G"}
+    given = {"nodes": 2, "ntasks_per_node": 8, "gres": "gpu:8,lscratch:100", "mem": "9G", "gpus_per_node": 8}
+    slurm = Slurm(sbatch=given, prepare={"partition": "cpu"})
+    assert slurm.options(prepares=False) == given
+    one = {"nodes": 1, "ntasks_per_node": 1, "gres": "lscratch:100", "mem": "9G", "partition": "cpu"}
+    assert slurm.options(prepares=True) == one
 
 
 def test_a_job_of_two_nodes(cluster: Cluster) -> None:

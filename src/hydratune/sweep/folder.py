@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Entry:
     hash: str  # of what is trained, and of the rest that is swept
     overrides: list[str]  # those that differ between jobs
     words: list[str]  # all
+    stages: list[str] | None = None  # config.yaml of one that prepares for others names its own meanwhile
     replaced: bool = False  # the same overrides mean other settings by now, and have another job
 
     @property
@@ -43,6 +44,7 @@ class Asked:
     hash: str
     overrides: list[str]
     words: list[str]
+    stages: list[str]
 
 
 class SweepDir:
@@ -119,14 +121,18 @@ class SweepDir:
                 # first, so that who is killed while writing the rest finds a sweep there; then jobs, the list of them last
                 write_json(self.root / "sweep.json", info)
                 numbers = self.numbers(asked)
-                entries, kept = self._with(asked, numbers), []
+                before, kept = {entry.number: entry for entry in self._all()}, []
                 for place, number in enumerate(numbers):
                     root = self.run_of(number)
                     if not root.exists():
                         made.insert(0, root)
                         root.mkdir()
-                    if not self.put_config(root, config_of(place, number), asked[place].words, number in submitted):
+                    same = self.put_config(root, config_of(place, number), asked[place].words, number in submitted)
+                    if number in submitted and number in before:
+                        same &= before[number].stages in (None, asked[place].stages)
+                    if not same:
                         kept.append(number)
+                entries = self._with(asked, numbers, kept)
                 lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
                 write_atomically(self.root / "jobs.jsonl", lines)
                 return numbers, kept
@@ -163,14 +169,17 @@ class SweepDir:
                 f"{self.root} is there already, and holds no sweep of this kind: set another hydra.sweep.dir."
             )
 
-    def _with(self, asked: Sequence[Asked], numbers: Sequence[int]) -> list[Entry]:
-        """All jobs, those `asked` for among them; an older one with the same overrides is replaced."""
+    def _with(self, asked: Sequence[Asked], numbers: Sequence[int], kept: Collection[int]) -> list[Entry]:
+        """All jobs, those `asked` for among them, `kept` as they are; an older one with the same overrides is replaced."""
         entries = {entry.number: entry for entry in self._all()}
-        new = {n: Entry(n, job.hash, job.overrides, job.words) for n, job in zip(numbers, asked, strict=True)}
+        new = {
+            n: Entry(n, job.hash, job.overrides, job.words, job.stages) for n, job in zip(numbers, asked, strict=True)
+        }
+        new |= {number: entries[number] for number in kept if number in entries}
         said = {tuple(entry.overrides) for entry in new.values()}
         for number, entry in entries.items():
             if number not in new and tuple(entry.overrides) in said:
-                entries[number] = Entry(number, entry.hash, entry.overrides, entry.words, replaced=True)
+                entries[number] = replace(entry, replaced=True)
         return [entry for _, entry in sorted((entries | new).items())]
 
     def put_config(self, root: Path, plain: dict[str, Any], words: list[str], submitted: bool = False) -> bool:
@@ -184,7 +193,7 @@ class SweepDir:
             if run.config.read_text(encoding="utf-8") == text:
                 return True
             if submitted or is_held(root):
-                return False
+                return _equal(yaml.load(run.config.read_text(encoding="utf-8"), Loader=_LOADER), plain)
         write_atomically(run.config, text)
         if not run.overrides.is_file():
             write_atomically(run.overrides, yaml.dump(words, Dumper=_DUMPER))
@@ -195,4 +204,11 @@ class SweepDir:
         return (self.root / CANCELLED).exists()
 
 
+def _equal(found: Any, plain: dict[str, Any]) -> bool:
+    """But for what a run writes there itself: its folder by the whole path, and, for a preparation, its own stage."""
+    own = {"run_dir": None, "stages": None}
+    return isinstance(found, dict) and found | own == plain | own
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where PyYAML has libyaml

@@ -69,6 +69,10 @@ class Here:
             return preflight.check_jobs(jobs)
         return processes.in_a_fork(lambda: preflight.check_jobs(jobs))
 
+    def submitted(self, plan: Plan) -> set[int]:
+        """Jobs that somebody else will start: here none, since who has a job's lock has it."""
+        return set()
+
     def run(self, plan: Plan) -> list[JobReturn]:
         """Run what is left, and say how it ended."""
         gpus, slots = self._places()

@@ -38,6 +38,11 @@ class Job:
         return label(self.number, self.overrides)
 
     @property
+    def asked(self) -> Asked:
+        """For the list of jobs."""
+        return Asked(self.hash, self.overrides, self.words, [str(stage) for stage in self.config.stages])
+
+    @property
     def root(self) -> Path:
         """Its run directory."""
         return Path(str(self.config.run_dir))
@@ -67,7 +72,7 @@ class Plan:
 
         And the numbers of those at work or `submitted` that keep other settings.
         """
-        asked = [Asked(job.hash, job.overrides, job.words) for job in self.jobs]
+        asked = [job.asked for job in self.jobs]
 
         def config_of(place: int, number: int) -> dict[str, Any]:
             return saved_form(self.jobs[place].config) | {"run_dir": str(self.folder.run_of(number))}
@@ -106,7 +111,7 @@ def planned(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequen
         jobs.append(Job(-1, _hash(config, swept), [w for w in said if _key(w) in swept], said, config))
     if grid:  # a search may choose the same again
         _refuse_twins(jobs)
-    numbers = folder.numbers([Asked(job.hash, job.overrides, job.words) for job in jobs])
+    numbers = folder.numbers([job.asked for job in jobs])
     jobs = [_numbered(job, number, folder) for job, number in zip(jobs, numbers, strict=True)]
     _refuse_mistakes(jobs)
     return Plan(folder, jobs, info, reuse=bool(master.sweep.reuse))
@@ -121,6 +126,7 @@ def reopened(folder: SweepDir, numbers: Sequence[int], trust: bool) -> Plan:
             if not trust:
                 check_code(config, None, folder.run_of(entry.number))
             config.run_dir = str(folder.run_of(entry.number))
+            config.stages = entry.stages or config.stages
             jobs.append(Job(entry.number, entry.hash, entry.overrides, entry.words, config))
     if not jobs:
         raise ConfigError(f"{folder.root} has no jobs: type the command that was to start them.")

@@ -19,7 +19,6 @@ from hydratune.sweep.here import Here
 from hydratune.sweep.jobs import Plan
 from hydratune.sweep.reuse import take_over
 from hydratune.sweep.slurm import Slurm
-from hydratune.sweep.slurm_queue import in_queue, living
 
 KINDS: dict[str, type[Here] | type[Slurm]] = {"HereLauncher": Here, "SlurmLauncher": Slurm}
 
@@ -80,9 +79,10 @@ def launch(plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None 
         return [here.returned_of(job, JobStatus.COMPLETED, None) for job in plan.jobs]
     if why := unshared_locks(root):
         say(f"locks in {root} are each machine's own ({why}): let one machine, or Slurm, start all jobs of this sweep")
+    submitted = launcher.submitted(plan)
     if allow:
         allow()
-    plan, kept = plan.register(living(in_queue(plan.folder)))
+    plan, kept = plan.register(submitted)
     if kept:
         say(
             f"{len(kept)} of the jobs are at work or in Slurm's queue with other settings, which they keep: type the same "

@@ -31,7 +31,7 @@ OURS = {
     "wrap": "hydratune", "parsable": "hydratune", "test_only": "stages=[]", "wait": "hydra.launcher.wait",
     "job_name": "name", "clusters": "the machine that this is typed on", "cluster": "the machine that this is typed on",
 }  # fmt: skip
-ONE_PROCESS = {"nodes": 1, "ntasks": None, "ntasks_per_node": 1, "gres": None}  # options of a preparation
+ONE_PROCESS = {"nodes": 1, "ntasks": None, "ntasks_per_node": 1}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ class Slurm:
 
     def options(self, prepares: bool) -> dict[str, Any]:
         """Of sbatch, those that say something."""
-        given = [*self.sbatch.items()]
-        if prepares:  # one process does that
-            given += [*ONE_PROCESS.items(), *(self.prepare or {}).items()]
-        merged = {key.replace("-", "_"): value for key, value in given}
+        merged = {key.replace("-", "_"): value for key, value in self.sbatch.items()}
+        if prepares:  # which is one process, without a GPU
+            merged = {key: value for key, value in merged.items() if "gpu" not in key} | ONE_PROCESS
+            kept = [word for word in str(merged.get("gres") or "").split(",") if word and not word.startswith("gpu")]
+            merged["gres"] = ",".join(kept) or None
+            merged |= {key.replace("-", "_"): value for key, value in (self.prepare or {}).items()}
         return {key: value for key, value in merged.items() if value is not None}
 
     def ready(self, plan: Plan) -> None:
@@ -111,6 +113,11 @@ class Slurm:
     def check(self, jobs: Checked) -> list[list[str]]:
         """What preflight says of each job wherever it runs."""
         return preflight.check_jobs(jobs, elsewhere=True)
+
+    def submitted(self, plan: Plan) -> set[int]:
+        """Jobs that Slurm has yet to start, or runs."""
+        queue = slurm_queue.living(slurm_queue.in_queue(plan.folder))
+        return {number for number, one in queue.items() if one.state != slurm_queue.ENDING}
 
     def run(self, plan: Plan) -> list[JobReturn]:
         """Submit what is left, and say how to follow it."""

@@ -39,6 +39,7 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
     queue = living(queued)
     for entry, record, state in folder.states():
         slurm = queue.get(entry.number)
+        is_starting = _is_starting(state, slurm)
         if slurm and slurm.state != ENDING and state in ("waiting", "stopped", "interrupted", "failed"):
             state = "queued"
         counts[state] += 1
@@ -51,7 +52,7 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
         if everything or (
             state in ("running", "queued", "failed", "interrupted", "stopped") and counts[state] <= SHOWN
         ):
-            words = "starting" if state == "queued" and slurm and slurm.state == "RUNNING" else state
+            words = "starting" if is_starting else state
             lines.setdefault(state, []).append(_line(entry, record, words, folder.run_of(entry.number), slurm))
     total = sum(counts.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
@@ -85,6 +86,11 @@ def _asked_of_slurm(folder: SweepDir) -> tuple[list[Queued], str]:
         return in_queue(folder), ""
     except ConfigError as error:
         return [], error.sentences[0]
+
+
+def _is_starting(state: str, slurm: Queued | None) -> bool:
+    """Slurm has begun the job, which is in its site's lines, or waits for the process before it."""
+    return slurm is not None and slurm.state == "RUNNING" and state in ("waiting", "stopped", "interrupted")
 
 
 def _is_better(one: Record, other: Record | None, direction: str) -> bool:
@@ -127,7 +133,7 @@ def show_logs(folder: SweepDir, numbers: list[int], lines: int) -> None:
     shown, queue = 0, living(_asked_of_slurm(folder)[0])
     for entry, _, state in folder.states():
         screen = RunDir(folder.run_of(entry.number)).screen
-        if state != "running" and entry.number in queue and queue[entry.number].state == "RUNNING":
+        if _is_starting(state, queue.get(entry.number)):
             state = "starting"
         if entry.number in numbers or (not numbers and state in ("running", "starting", "failed", "interrupted")):
             shown += 1
