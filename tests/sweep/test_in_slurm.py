@@ -39,8 +39,12 @@ def test_a_job_that_was_killed_is_started_again_also_on_a_full_disk(
 
 
 def test_no_git_is_no_difference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
     before = snapshot()
     monkeypatch.setenv("PATH", str(tmp_path))
     changed, unknown = differences(before, snapshot())
-    assert not changed and "hydratune was commit " in unknown[0]
+    assert not changed and "working directory was commit " in unknown[1]
     assert all(words.endswith(" and is unknown, since there is no git") for words in unknown) and len(unknown) == 2

@@ -132,7 +132,7 @@ class SweepDir:
                         same &= before[number].stages in (None, asked[place].stages)
                     if not same:
                         kept.append(number)
-                entries = self._with(asked, numbers, kept)
+                entries = _listed(before, asked, numbers, kept)
                 lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
                 write_atomically(self.root / "jobs.jsonl", lines)
                 return numbers, kept
@@ -169,19 +169,6 @@ class SweepDir:
                 f"{self.root} is there already, and holds no sweep of this kind: set another hydra.sweep.dir."
             )
 
-    def _with(self, asked: Sequence[Asked], numbers: Sequence[int], kept: Collection[int]) -> list[Entry]:
-        """All jobs, those `asked` for among them, `kept` as they are; an older one with the same overrides is replaced."""
-        entries = {entry.number: entry for entry in self._all()}
-        new = {
-            n: Entry(n, job.hash, job.overrides, job.words, job.stages) for n, job in zip(numbers, asked, strict=True)
-        }
-        new |= {number: entries[number] for number in kept if number in entries}
-        said = {tuple(entry.overrides) for entry in new.values()}
-        for number, entry in entries.items():
-            if number not in new and tuple(entry.overrides) in said:
-                entries[number] = replace(entry, replaced=True)
-        return [entry for _, entry in sorted((entries | new).items())]
-
     def put_config(self, root: Path, plain: dict[str, Any], words: list[str], submitted: bool = False) -> bool:
         """config.yaml, which says what is run; of a job at work or `submitted` it says what that was started with.
 
@@ -202,6 +189,17 @@ class SweepDir:
     def is_cancelled(self) -> bool:
         """Whether the whole sweep was cancelled."""
         return (self.root / CANCELLED).exists()
+
+
+def _listed(
+    entries: dict[int, Entry], asked: Sequence[Asked], numbers: Sequence[int], kept: Collection[int]
+) -> list[Entry]:
+    """All jobs, those `asked` for among them, `kept` as they are; an older one with the same overrides is replaced."""
+    new = {n: Entry(n, job.hash, job.overrides, job.words, job.stages) for n, job in zip(numbers, asked, strict=True)}
+    new |= {number: entries[number] for number in kept if number in entries}
+    said = {tuple(entry.overrides) for entry in new.values()}
+    old = {n: replace(e, replaced=e.replaced or tuple(e.overrides) in said) for n, e in entries.items()}
+    return [entry for _, entry in sorted((old | new).items())]
 
 
 def _equal(found: Any, plain: dict[str, Any]) -> bool:
