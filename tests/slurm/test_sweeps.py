@@ -486,9 +486,8 @@ def test_a_job_of_two_nodes(cluster: Cluster) -> None:
 def test_waiting_at_a_terminal(cluster: Cluster) -> None:
     """Has a table that changes."""
     mine, theirs = pty.openpty()
-    command = cluster.command(
-        *cluster.slurm, "hydra.sweep.dir=watched", "seed=1", "trainer.max_steps=1", "hydra.launcher.wait=true"
-    )
+    typed = [*cluster.slurm, "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=watched", "hydra.launcher.wait=true"]
+    command = cluster.command(*typed, "+hydra.launcher.sbatch.begin=now+5")  # or it might run by the first look
     watching = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env, stdout=theirs)
     os.close(theirs)
     seen = b""
