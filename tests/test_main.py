@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import CALLBACK, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -110,22 +110,25 @@ def test_a_run_opened_again_keeps_its_settings(
     assert "benchmark/merged.json" in receipt["outputs"]
 
 
+def held(folder: Path, tiny: Path, rows: Path, *more: str) -> list[str]:
+    """A training that the environment may hold back."""
+    (folder / "mine.py").write_text(CALLBACK)
+    return arguments(tiny, rows, "trainer.callbacks=[mine:Mine]", "stages=[prepare,train]", *more)
+
+
 @pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_goes_on(
     tiny: Path, rows: Path, hydratune: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    typed = arguments(
-        tiny, rows, "trainer.max_steps=400", "trainer.lr_scheduler_type=constant", "stages=[prepare,train]"
-    )
+    typed = held(tmp_path, tiny, rows, "trainer.max_steps=40", "trainer.lr_scheduler_type=constant")
     process = subprocess.Popen(
-        [sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "hydratune", *typed],
+        cwd=tmp_path, env=environment | {"EACH": "held 5"}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     log = tmp_path / "run" / "train_log.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(log.is_file)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 75, said
     saved = int(said.split("saved at step ")[1].split(";")[0])
     assert not (tmp_path / "run" / "adapter").exists()
@@ -133,19 +136,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert done.returncode == 0, done.stderr
     assert f"going on from checkpoint-{saved}" in done.stdout
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 41))
 
 
 @pytest.mark.slow
 def test_a_kill_leaves_nothing_that_stands_in_the_way(
     tiny: Path, rows: Path, hydratune: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    typed = arguments(tiny, rows, "trainer.max_steps=60", "trainer.save_steps=10", "stages=[prepare,train]")
-    process = subprocess.Popen([sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment)
+    typed = held(tmp_path, tiny, rows, "trainer.max_steps=60", "trainer.save_steps=10")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hydratune", *typed], cwd=tmp_path, env=environment | {"EACH": "held 30"}
+    )
     checkpoints, log = tmp_path / "run" / "checkpoints", tmp_path / "run" / "train_log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (checkpoints / "checkpoint-20").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until((checkpoints / "checkpoint-20").is_dir)
     process.kill()
     process.wait()
     # the worst moment: a checkpoint half written, and a line of the log cut off
@@ -180,6 +183,6 @@ def test_a_signal_outside_training_stops_too(
         if line.startswith("prepare"):
             break
     process.send_signal(signal.SIGUSR1)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 75, said
     assert "the same command goes on" in said

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-PATIENCE = 120.0  # seconds; far above what anything takes on a busy machine
+PATIENCE = 600.0  # seconds; far above what anything takes on a busy machine
 
 
 def nursery() -> None:
@@ -111,6 +112,8 @@ class Warm:
         """`typed`: a file for standard input; `limit`: bytes that a file may have, as if the disk were full from there on."""
         self.count += 1
         out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
+        for path in (out, err):
+            path.touch()  # the command may be slow to come to it
         wanted = {
             "arguments": words, "folder": str(folder), "environment": self.environment | environment, "typed": typed,
             "out": str(out), "err": str(err), "limit": limit,
@@ -153,9 +156,18 @@ def until(holds: Callable[[], object], otherwise: Callable[[], str] = lambda: ""
         time.sleep(0.005)
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file of JSON lines that may be absent, and whose last line may be being written."""
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def children(pid: int) -> list[int]:
     """Processes that `pid` has started, and those that they have."""
-    mine = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        mine = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # a short one, such as git, that has ended meanwhile
+        return []
     return [*mine, *(one for child in mine for one in children(child))]
 
 
@@ -163,11 +175,16 @@ def kill_all(pid: int) -> None:
     """`pid` and what it has started, at once."""
     os.kill(pid, signal.SIGSTOP)  # so that it starts nothing meanwhile
     for one in [*children(pid), pid]:
-        os.kill(one, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 CALLBACK = '''
-"""What a job does is told by the environment, so that a command that is typed again may do something else."""
+"""What a job does is told by the environment, so that a command that is typed again may do something else.
+
+"held 3": an attempt waits in the step after its third, until training has noted a signal or there is a file "go";
+"hung 3": whatever the signal. 10 minutes at most, so that a test that fails leaves nothing behind.
+"""
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
@@ -184,11 +201,18 @@ class Mine(TrainerCallback):
                 pass
         seen = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "files": opened, "pid": os.getpid()}
         Path(f"seen-{args.seed}.json").write_text(json.dumps(seen))
+        self.first, self.latest = state.global_step, time.monotonic() + 600
 
     def on_step_begin(self, args, state, control, model=None, **more):
         what = os.environ.get(f"SEED_{args.seed}", os.environ.get("EACH", ""))
         if what == "slow":
             time.sleep(0.25)
+        elif what[:5] in ("held ", "hung ") and state.global_step - self.first >= int(what[5:]):
+            training = signal.getsignal(signal.SIGTERM).__self__  # the Progress, there before the first step
+            while not Path("go").exists() and time.monotonic() < self.latest:
+                if training.signal and what[:4] == "held":
+                    break
+                time.sleep(0.02)
         elif what == "memory":
             torch.empty(2**50)
         elif what == "gpu memory":
@@ -234,9 +258,12 @@ class Place:
 
     def steps(self, number: int, sweep: str = "sweep") -> list[int]:
         """Those that the job has logged a loss of."""
-        path = self.folder / sweep / str(number) / "train_log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = whole_lines(self.folder / sweep / str(number) / "train_log.jsonl")
         return [line["step"] for line in lines if "loss" in line]
+
+    def lives(self, number: int) -> bool:
+        """Whether the process of the job's last attempt is there, and not another that has its number by now."""
+        return Path(f"/proc/{self.record(number)['pid']}/cwd").resolve() == self.folder.resolve()
 
     def adapter(self, run: str) -> bytes:
         return (self.folder / run / "adapter/adapter_model.safetensors").read_bytes()

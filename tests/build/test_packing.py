@@ -74,4 +74,4 @@ def test_a_hundred_thousand_rows_take_a_moment() -> None:
     lengths = some_lengths(2, 100_000)
     began = time.process_time()
     best_fit(lengths, 2048)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20  # seconds; with the square of the rows it would take hours

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -308,14 +307,13 @@ def test_a_hub_that_never_answers_is_waited_for_once(
     monkeypatch.setattr(pins, "PATIENCE", 1.0)
     monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None)  # which it asks the hub for, 3 s long
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "none.json"))
-    with silent() as (endpoint, _):
+    with silent() as (endpoint, taken):
         point_at(endpoint, monkeypatch)
-        began = time.monotonic()
         assert "the hub can't be reached" in (why_offline([MODEL], tmp_path) or "")
         others = [Need("dataset", f"org/{name}") for name in "abc"]
         with pytest.raises(ConfigError, match="The dataset org/a, the dataset org/b and the dataset org/c are neither"):
             why_offline([MODEL, *others], tmp_path)
-        assert time.monotonic() - began < 3
+        assert len(taken) <= 2, "one for each call, and not for each of what it needs"
 
 
 def test_without_weights_less_is_needed(hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

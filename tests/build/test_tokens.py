@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from warm import until
 
 from hydratune.build import cache as cache_module
 from hydratune.build.cache import build_once
@@ -164,20 +165,25 @@ def test_the_lock_of_a_machine_that_died_is_taken_when_it_is_silent(tmp_path: Pa
 
 
 def test_a_builder_that_lives_is_waited_for(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cache_module, "SILENT", 1.0)
+    monkeypatch.setattr(cache_module, "SILENT", 30.0)  # which it would take without its signs of life
     code = (
-        "import time, sys; from pathlib import Path; from hydratune.build import cache; cache.BEAT = 0.1\n"
-        "def build(folder):\n    folder.mkdir(); print('building', flush=True); time.sleep(2)\n"
+        "import sys; from pathlib import Path; from hydratune.build import cache; cache.BEAT = 0.1\n"
+        "def build(folder):\n    folder.mkdir(); print('building', flush=True); sys.stdin.readline()\n"
         f"cache.build_once(Path({str(tmp_path / 'x')!r}), build)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout and other.stdout.readline() == "building\n"
         told: list[str] = []
 
         def never(folder: Path) -> None:
             raise AssertionError("built twice")
 
-        assert build_once(tmp_path / "x", never, told.append).is_dir()
+        def waiting(holder: str) -> None:
+            told.append(holder)
+            print(file=other.stdin, flush=True)
+
+        assert build_once(tmp_path / "x", never, waiting).is_dir()
     assert told == [f"{os.uname().nodename} {other.pid}"]
 
 
@@ -198,10 +204,12 @@ def test_a_build_that_is_killed_leaves_nothing_to_take(tiny: Path, tokenizer, tm
     path = write(tmp_path / "a.jsonl", [CHAT] * 20_000)
     whole = build_tokens(DataConf(path=path), tokenizer, 512, tmp_path / "other")
     cut_off = 0
-    for after in (0.05, 0.5, 1.0, 1.5):
+    for after in (0.0, 0.5, 1.0, 1.5):
         command = [sys.executable, "-c", BUILD, str(tiny), path, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout and process.stdout.readline() == "ready\n"
+            if not after:  # so that one meets a build at work however busy the machine is
+                until(lambda: any(one.is_dir() for one in (tmp_path / "tokens").glob(".*")))
             time.sleep(after)
             process.send_signal(signal.SIGKILL)
         left = list((tmp_path / "tokens").iterdir()) if (tmp_path / "tokens").is_dir() else []

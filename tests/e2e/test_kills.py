@@ -1,7 +1,7 @@
 """Training that is killed again and again ends as one that never was: bit by bit, with each step logged once.
 
 Most attempts are forked from a process that has its imports behind it (this file, run as a program); the others are
-commands as they are typed.
+processes of their own (this file, too). Each kills itself, so that none gets further than it should on a busy machine.
 """
 
 import json
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ STEP, LATER = "steps.txt", 0.04  # seconds; about as long as a step takes
 
 
 def nursery() -> None:
-    """For each JSON line on stdin a forked process that runs the command; its wait status goes to stdout."""
+    """For each JSON line on stdin a forked process that runs the command; its exit status goes to stdout."""
     import hydratune.stages.prepare
     import hydratune.stages.train  # noqa: F401
     from hydratune import preflight, sweep  # noqa: F401
@@ -33,7 +32,7 @@ def nursery() -> None:
         pid = os.fork()
         if not pid:
             _child(**wanted)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def _child(arguments: list[str], folder: str, kill_at: int, later: float, fault: str | None) -> None:
@@ -122,32 +121,21 @@ class Attempts:
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def warm(self, run: str, kill_at: int = 0, later: float = 0.0, fault: str | None = None) -> int:
-        """Wait status of a forked attempt."""
-        wanted = {
+    def again(
+        self, run: str, kill_at: int = 0, later: float = 0.0, fault: str | None = None, cold: bool = False
+    ) -> int:
+        """Exit status of an attempt, below 0 that of a signal; a `cold` one imports what it needs."""
+        told = {
             "arguments": [*self.command, f"run_dir={run}"], "folder": str(self.folder), "kill_at": kill_at,
             "later": later, "fault": fault,
         }  # fmt: skip
+        wanted = json.dumps(told)
+        if cold:
+            return subprocess.run([sys.executable, __file__, wanted], env=self.environment).returncode
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.write(wanted + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
-
-    def cold(self, run: str, lines: int, later: float) -> None:
-        """A typed command, killed once its log is `lines` longer."""
-        with (self.folder / "out.txt").open("w") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hydratune", *self.command, f"run_dir={run}"],
-                cwd=self.folder, env=self.environment, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while "going on from" not in self.said() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        while len(self.log(run)) < self.resumed() // 2 + lines and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(later)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, self.said()
 
     def said(self) -> str:
         return (self.folder / "out.txt").read_text()
@@ -177,24 +165,21 @@ def test_kills_at_random_moments_change_nothing(
         f"trainer.max_steps={STEPS}", "stages=[prepare,train]",
     ]  # fmt: skip
     dice, attempts = random.Random(0), Attempts(tmp_path, environment, command)
-    assert attempts.warm("whole") == 0, (tmp_path / "err.txt").read_text()
+    assert attempts.again("whole") == 0, (tmp_path / "err.txt").read_text()
     kinds = [*FAULTS, *["cold"] * COLD, *["warm"] * (KILLS - len(FAULTS) - COLD)]
     dice.shuffle(kinds)
     kinds.sort(key=lambda kind: kind == "rotation")  # there must be one to delete
     (tmp_path / STEP).unlink()
     resumed, steps_before = [], 0
     for kind in kinds:
-        if kind == "cold":
-            attempts.cold("killed", lines=dice.randint(1, 3), later=dice.random() * LATER)
-        else:
-            fault = kind if kind in FAULTS else None
-            status = attempts.warm("killed", dice.randint(1, 7), dice.random() * LATER, fault)
-            assert os.WTERMSIG(status) == signal.SIGKILL, attempts.said() + (tmp_path / "err.txt").read_text()
-            steps = [int(line) for line in (tmp_path / STEP).read_text().split()]
-            last, steps_before = steps[steps_before - 1] if steps_before else 0, len(steps)
-            assert last - attempts.resumed() <= SAVE_STEPS
+        fault = kind if kind in FAULTS else None
+        status = attempts.again("killed", dice.randint(1, 7), dice.random() * LATER, fault, cold=kind == "cold")
+        assert status == -signal.SIGKILL, attempts.said() + (tmp_path / "err.txt").read_text()
+        steps = [int(line) for line in (tmp_path / STEP).read_text().split()]
+        last, steps_before = steps[steps_before - 1] if steps_before else 0, len(steps)
+        assert last - attempts.resumed() <= SAVE_STEPS
         resumed.append(attempts.resumed())
-    assert attempts.warm("killed") == 0, (tmp_path / "err.txt").read_text()
+    assert attempts.again("killed") == 0, (tmp_path / "err.txt").read_text()
     assert attempts.resumed() < STEPS and sum(step > 0 for step in resumed) >= 20
     attempts.process.kill()
 
@@ -210,4 +195,6 @@ def test_kills_at_random_moments_change_nothing(
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        _child(**json.loads(sys.argv[1]))
     nursery()

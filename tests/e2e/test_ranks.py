@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import CALLBACK, until, whole_lines
 
 pytestmark = pytest.mark.slow
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -132,30 +133,30 @@ def test_two_processes_train_what_one_does(
 def test_a_signal_stops_both_at_one_step_and_they_go_on(
     tiny: Path, rows: Path, two: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    (tmp_path / "mine.py").write_text(CALLBACK)
     typed = arguments(
-        tiny, rows, "trainer.max_steps=120", "lora.lora_dropout=0.1", "trainer.per_device_train_batch_size=2"
-    )
+        tiny, rows, "trainer.max_steps=40", "lora.lora_dropout=0.1", "trainer.per_device_train_batch_size=2",
+        "trainer.callbacks=[mine:Mine]",
+    )  # fmt: skip
     whole = two(*typed, "run_dir=whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     process = subprocess.Popen(
-        [*TORCHRUN, *typed, "run_dir=run"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    written = tmp_path / "run" / "train_log.jsonl"
-    while not (written.is_file() and len(written.read_text().splitlines()) > 3) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        [*TORCHRUN, *typed, "run_dir=run"],
+        cwd=tmp_path, env=environment | {"EACH": "held 9"}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: len(whole_lines(tmp_path / "run" / "train_log.jsonl")) > 3)
     process.send_signal(signal.SIGTERM)  # which torchrun hands on
     said, _ = process.communicate(timeout=90)
     assert said.count("saved at step") == 1, said
     assert not (tmp_path / "run" / "adapter").exists()
     saved = int(said.split("saved at step ")[1].split(";")[0])
-    assert saved < 120
+    assert saved <= 10
     assert len(list((tmp_path / f"run/checkpoints/checkpoint-{saved}").glob("rng_state_*.pth"))) == 2
 
     done = two(*typed, "run_dir=run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"going on from checkpoint-{saved}" in done.stdout
-    assert [row["step"] for row in log(tmp_path / "run")] == list(range(1, 121))
+    assert [row["step"] for row in log(tmp_path / "run")] == list(range(1, 41))
     assert [row["loss"] for row in log(tmp_path / "run")] == [row["loss"] for row in log(tmp_path / "whole")]
     uninterrupted = adapter(tmp_path / "whole")
     assert all(torch.equal(tensor, uninterrupted[name]) for name, tensor in adapter(tmp_path / "run").items())
@@ -179,7 +180,7 @@ def test_a_mistake_is_said_once(override: str, sentence: str, tiny, rows, enviro
     assert [status for status, _ in ended] == [2, 2], ended
     assert ended[0][1].count("hydratune: ") == 1 and sentence in ended[0][1]
     assert ended[1][1] == "" and "Traceback" not in ended[0][1]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300  # and not the ten minutes that rank 1 would wait for rank 0
     assert not (tmp_path / "run").exists()
 
 
@@ -196,7 +197,7 @@ def ranks_without_a_launcher(typed: list[str], environment: dict[str, str], fold
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=300)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 

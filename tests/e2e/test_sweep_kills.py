@@ -29,21 +29,22 @@ def test_kills_at_random_moments_lose_nothing(place: Place) -> None:
     dice, kinds = random.Random(SEED), KILLS[3:]
     print(f"seed {SEED}")  # shown where the test fails
     dice.shuffle(kinds)
-    killed = 0
+    met = 0  # kills that met a job at work
     for kind, with_jobs in [*KILLS[:3], *kinds]:  # the first while it is written down
         process = place.start(*TYPED, "hydra.sweep.dir=killed")
         wait_for(kind, process, place, dice)
-        if process.poll() is not None:  # all was done
-            assert process.returncode == 0, process.said
+        if process.poll() is None:
+            if with_jobs:
+                kill_all(process.pid)
+            else:
+                process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:  # all was done
             continue
-        killed += 1
-        if with_jobs:
-            kill_all(process.pid)
-        else:
-            process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        print(f"{kind}{' with jobs' * with_jobs}: {place.states(JOBS, 'killed')}")
-    assert killed >= 14
+        assert process.returncode == -signal.SIGKILL, process.said
+        states = place.states(JOBS, "killed")
+        met += "running" in states
+        print(f"{kind}{' with jobs' * with_jobs}: {states}")
+    assert met >= 8
     last = place.call(*TYPED, "hydra.sweep.dir=killed")
     assert last.returncode == 0, last.said
     assert place.states(JOBS, "killed") == ["done"] * JOBS

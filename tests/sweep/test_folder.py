@@ -22,7 +22,10 @@ def test_what_is_done_stays(place: Place) -> None:
     files = sorted((place.folder / "sweep").glob("[01]/**/*.*"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files if path.is_file()}
 
+    half = place.folder / "sweep/.jobs.jsonl.1"  # of one that was killed as it wrote
+    half.write_text("{")
     again = place.call(*SWEEP, "seed=1,2")
+    assert not half.exists()
     assert again.returncode == 0, again.said
     assert "job 0 (seed=1): done already\njob 1 (seed=2): done already\n" in again.stdout
     more = place.call(*SWEEP, "seed=3,1", "hydra.launcher.n_jobs=2")

@@ -72,8 +72,7 @@ def test_a_job_holds_the_lock_of_no_gpu_but_its_own(watched: Watched) -> None:
 def test_memory_comes_back(watched: Watched) -> None:
     assert len(watched.memory) > 5
     assert max(watched.memory) - watched.memory[0] < 20 * 1024
-    for number in range(len(SEEDS)):
-        assert not Path(f"/proc/{watched.place.record(number)['pid']}").exists()
+    assert not any(watched.place.lives(number) for number in range(len(SEEDS)))
 
 
 @pytest.mark.slow

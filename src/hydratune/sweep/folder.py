@@ -14,6 +14,8 @@ from hydratune.config.schema import ConfigError
 from hydratune.run.job import CANCELLED, Record, look_at
 from hydratune.run.layout import NO_LOCKS, RunDir, in_turn, is_held, no_locks, write_atomically, write_json
 
+LOCKED = ("sweep.json", "jobs.jsonl")  # written by who holds the sweep's lock
+
 
 def label(number: int, overrides: Sequence[str]) -> str:
     """How a job is called on the screen."""
@@ -118,6 +120,9 @@ class SweepDir:
             with in_turn(self.root / ".lock"):
                 self.refuse_another(info)
                 known = (self.root / "sweep.json").exists()
+                for name in LOCKED:
+                    for left in self.root.glob(f".{name}.*"):  # by one that was killed: who writes them is in here
+                        left.unlink(missing_ok=True)
                 # first, so that who is killed while writing the rest finds a sweep there; then jobs, the list of them last
                 write_json(self.root / "sweep.json", info)
                 numbers = self.numbers(asked)
@@ -148,7 +153,7 @@ class SweepDir:
     def _undo(self, made: list[Path], known: bool) -> None:
         """Take away the folders that were `made`, and what else a sweep that was not `known` before has here."""
         with suppress(OSError):
-            for name in () if known else ("sweep.json", "jobs.jsonl", ".lock"):
+            for name in () if known else (*LOCKED, ".lock"):
                 (self.root / name).unlink(missing_ok=True)
         for path in made:
             if path.parent == self.root:
