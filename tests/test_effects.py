@@ -395,6 +395,7 @@ EFFECTS = {
     "model.attn_implementation": Effect("sdpa", "eager", of_loading("attn_implementation"), same=True),
     "model.device_map": Effect(None, "auto", of_loading("device_map"), same=True),
     "model.chat_template": Effect(None, "FILES/mine.jinja", rendered),
+    "model.chat_template_kwargs": Effect({}, {"tone": "dry"}, rendered, {"model.chat_template": "FILES/tone.jinja"}),
     "model.trust_remote_code": Effect(False, True, of_loading("trust_remote_code", both=True)),
     "model.add_tokens": Effect([], ["<|think|>"], lambda config, bench: len(load_tokenizer(config.model, bench.tiny))),
     "model.extra": Effect({}, {"variant": "fp16"}, of_loading("variant")),
@@ -542,7 +543,7 @@ ONE_VALUE = {"trainer.kind": "sft"}
 
 @pytest.fixture(scope="module")
 def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny/, adapter/ for it, mine.jinja, rows in a file and in splits/, gguf/, tasks/, and Python packages."""
+    """tiny/, adapter/ for it, mine.jinja, tone.jinja, rows in a file and in splits/, gguf/, tasks/, and Python packages."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "tiny").symlink_to(tiny)
     (folder / "effects_code.py").write_text(CODE)
@@ -551,6 +552,7 @@ def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / package / "__init__.py").touch()
         (folder / package / "a.gguf").touch()
     (folder / "mine.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    (folder / "tone.jinja").write_text("{{ tone }}{% for message in messages %}{{ message['content'] }}{% endfor %}")
     (folder / "prompts.txt").write_text("And otter?\n")
     (folder / "gguf").mkdir()
     for name in ("a.gguf", "b.gguf"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hydratune.build.model import TEMPLATES
+from hydratune.build.chat_template import TEMPLATES
 
 pytestmark = pytest.mark.slow
 

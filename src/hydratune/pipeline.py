@@ -164,6 +164,7 @@ def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:
         and receipt.is_whole(run_dir, stage)
         and done.get("key") == _plain(_key(stage, config))
         and done.get("inputs") == _inputs(stage, config, run_dir)
+        and all(receipt.is_unchanged(*file) for file in done.get("files", []))
     )
 
 
@@ -205,7 +206,7 @@ def _run_stages(config: Config, run_dir: RunDir, me: Ranks) -> None:
             with _disk_errors(stage, run_dir), shared(stage, config, run_dir, here, me):
                 metrics = importlib.import_module(f"hydratune.stages.{stage}").run(as_prefetched(config), run_dir, here)
         seconds = time.monotonic() - start
-        said = {"findings": metrics.pop("findings")} if "findings" in metrics else {}
+        said = {key: metrics.pop(key) for key in ("findings", "files") if key in metrics}
         facts |= {
             "status": "done",
             "seconds": round(seconds, 2),

@@ -136,6 +136,19 @@ def _unfit(conf: BenchmarkConf, tasks: Any, asked: list[str]) -> Iterator[str]:
         )
     if seen := those(lambda config: config.get("doc_to_image") or config.get("doc_to_audio")):
         yield f"Tasks of benchmark.tasks ask about images or sound ({_listed(seen)}): leave them out."
+    few: dict[int, list[str]] = {}
+    for name, config in configs.items():
+        if (
+            isinstance(written := (config.get("fewshot_config") or {}).get("samples"), list)
+            and config.get("num_fewshot") != 0
+        ):
+            few.setdefault(len(written), []).append(name)
+    for count, names in few.items():
+        if (conf.num_fewshot or 0) > count:
+            yield (
+                f"benchmark.num_fewshot={conf.num_fewshot} is more than the {count} examples that tasks of benchmark.tasks "
+                f"have ({_listed(names)}): set benchmark.num_fewshot={count}, or a smaller one."
+            )
     yield from _without_effect(conf, list(configs.values()))
     if conf.num_fewshot and (leaking := those(_asks_its_examples)):
         yield (

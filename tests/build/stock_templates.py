@@ -11,7 +11,7 @@ from typing import Any
 
 import trl
 
-from hydratune.build.model import TEMPLATES
+from hydratune.build.chat_template import TEMPLATES
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 HERE = Path(__file__).parent / "chat_templates"
@@ -191,7 +191,7 @@ STOCK = {
         without_system="<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n",
     ),
     "qwen3": Stock(
-        _trl("qwen3"), **QWEN, thought="<think>\n\n</think>\n\n", thought_last=True, trim_last=left_of_newlines
+        _trl("qwen3"), **QWEN, thought="<think>\n\n</think>\n\n", thought_last=True, trim_last=left_of_newlines, served=False
     ),
     "qwen3_instruct_2507": Stock(_trl("qwen3_instruct_2507"), **QWEN),
     "llama3": Stock(_trl("llama3"), **LLAMA3, system=LLAMA_SYSTEM),
@@ -230,5 +230,5 @@ STOCK = {
         "commentary, final. Channel must be included for every message.<|end|>",
     ),
     "glm4": Stock(GLM4, **GLM, lead="\n"),
-    "glm4_moe": Stock(_trl("glm4moe"), **GLM, thought="\n<think></think>\n", trim=str.strip, trim_last=str.strip),
+    "glm4_moe": Stock(_trl("glm4moe"), **GLM, thought="\n<think></think>\n", trim=str.strip, trim_last=str.strip, served=False),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import chat_template_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hydratune.build.model import TEMPLATES
+from hydratune.build.chat_template import TEMPLATES
 from hydratune.build.rendering import Renderer, Tokens, _marked
 from hydratune.config.schema import ConfigError
 from hydratune.formats import Chat, Text
@@ -419,7 +419,7 @@ def test_calls_are_supervised_and_their_results_are_not(name: str, called: str, 
     assert runs(tokenizer, tokens(tokenizer, row).labels) == [called, answer]
     assert runs(tokenizer, tokens(tokenizer, row, "completion").labels) == [called, answer]
     assert runs(tokenizer, tokens(tokenizer, row, "last").labels) == [answer]
-    assert Renderer(tokenizer).as_served(row)
+    assert Renderer(tokenizer).as_served(row) != bool(STOCK[name].thought)  # which no prompt for an answer has
     # the same with a turn before and after it, where Mistral's writes the tools elsewhere
     long = [asked("Hi?"), said("Hi."), *CALLED, asked("And fern?"), said("A plant.")]
     made = runs(tokenizer, tokens(tokenizer, chat(long, tools=TOOLS)).labels)
@@ -497,7 +497,7 @@ def test_a_prompt_that_begins_the_think_block(name: str, last: str, byte_level: 
         "It is a violin.<|im_end|>\n",
         "Größe.<|im_end|>\n",
     ]
-    assert renderer.as_served(chat(CHAT)) and renderer.as_served(chat(REASONED)) == (name == "qwen3_5_think")
+    assert renderer.as_served(chat(REASONED)) == (name == "qwen3_5_think") != renderer.as_served(chat(CHAT))
 
 
 @pytest.mark.parametrize(

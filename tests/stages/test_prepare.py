@@ -58,6 +58,10 @@ def test_rows_in_which_nothing_is_wrong(prepared) -> None:
 
 
 LONG = exchange("What is fern?", "A plant of the river " * 40)
+ELSEWHERE = (
+    "have an answer that begins elsewhere than the prompt ends that the chat template makes when the model is asked, as far as "
+    "the first rows show"
+)
 FINDINGS: dict[str, tuple[list[Row], list[str], list[str]]] = {
     "an answer is cut": (
         [*PLAIN, LONG], ["trainer.max_length=100"],
@@ -93,8 +97,23 @@ FINDINGS: dict[str, tuple[list[Row], list[str], list[str]]] = {
     ),
     "served otherwise": (
         PLAIN[:1], ["model.chat_template=served.jinja"],
-        ["1 training rows begin otherwise than the prompt that the chat template makes when the model is asked, as far "
-         "as the first rows show ({rows}, row 1)."],
+        [f"1 training rows {ELSEWHERE} ({{rows}}, row 1)."],
+    ),
+    "thinks where it is asked": (
+        PLAIN[:1], ["model.chat_template=thinks.jinja"],
+        [f"1 training rows {ELSEWHERE}; an empty think block is in the prompt too with "
+         "+model.chat_template_kwargs.enable_thinking=false ({rows}, row 1)."],
+    ),
+    "does not think": (
+        PLAIN[:1], ["model.chat_template=thinks.jinja", "+model.chat_template_kwargs.enable_thinking=false"], [],
+    ),
+    "the day": (
+        PLAIN[:1], ["model.chat_template=dated.jinja"],
+        ["The chat template writes the day on which it is asked, so a prompt of tomorrow is not one of today's training: set "
+         "model.chat_template_kwargs.date_string to a day."],
+    ),
+    "a day": (
+        PLAIN[:1], ["model.chat_template=dated.jinja", "+model.chat_template_kwargs.date_string='26 Jul 2024'"], [],
     ),
     "hardly anything supervised": (
         [exchange("What is fern? " * 300, "A.")], ["trainer.max_length=4096"],
@@ -118,6 +137,14 @@ def test_what_may_be_a_mistake_is_said_once_with_its_rows(what: str, prepared, t
     (tmp_path / "bare.jinja").write_text(TEMPLATE.replace(" + eos_token", ""))
     (tmp_path / "unknown.jinja").write_text(TEMPLATE.replace("eos_token", "'<unk>'"))
     (tmp_path / "served.jinja").write_text(TEMPLATE.replace("'<|assistant|>\n'", "'<|assistant|>\n<think>\n'"))
+    asked = (
+        "'<|assistant|>\n<think></think>' if enable_thinking is defined and not enable_thinking else '<|assistant|>\n'"
+    )
+    written = "('<think></think>' if message['role'] == 'assistant' else '') + message['content']"
+    thinks = TEMPLATE.replace("'<|assistant|>\n'", asked).replace("message['content']", written)
+    (tmp_path / "thinks.jinja").write_text(thinks)
+    day = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    (tmp_path / "dated.jinja").write_text(day + TEMPLATE)
     write(tmp_path / "other.jsonl", [*PLAIN[1:3], exchange("What is a bridge?", "A way over the river.")])
     receipt = prepared(rows, *settings)
     assert receipt["findings"] == [one.format(rows=tmp_path / "rows.jsonl") for one in said]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hydratune.build.hardware import Hardware
-from hydratune.build.mergeable import ANOTHER_VOCABULARY, PREFIX
+from hydratune.build.mergeable import ANOTHER_VOCABULARY, CHANGES_MODEL, PREFIX
 from hydratune.build.model import load_model, load_plain
 from hydratune.config.schema import Config, ModelConf, RunError
 
@@ -55,11 +55,12 @@ def resized_rows(base: Any, adapter: Path) -> list[int]:
 
 
 def switches_off(adapter: Path) -> bool:
-    """Whether the adapter's layers, switched off, leave the base as it was: no trained bias, no other vocabulary."""
+    """Whether the adapter's layers, switched off, leave the base: no trained bias, other vocabulary or more layers."""
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         embeddings = [n for n in file.keys() if ".lora_" not in n and ("embed" in n or "head" in n)]  # noqa: SIM118
-    return settings.get("bias", "none") == "none" and not embeddings
+    kept = settings.get("bias", "none") == "none" and not any(settings.get(option) for option in CHANGES_MODEL)
+    return kept and not embeddings
 
 
 def keep_vocabulary(model: Any, adapter: Path, added: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from hydratune.build.hardware import Hardware
 from hydratune.build.identity import tokenizer_digest, versions
 from hydratune.config.schema import Config
 
-METHOD = 3  # raise it when the same model would give other answers
+METHOD = 4  # raise it when the same model would give other answers
 DECIDING = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "**/*.py")
 
 

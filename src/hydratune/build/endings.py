@@ -1,4 +1,4 @@
-"""Where answers end: the chat template's end-of-turn token, in a model folder's generation_config.json."""
+"""Where answers end: at the chat template's end-of-turn token too, which a model that was never trained on it may not name."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,12 @@ def stop_token(tokenizer: Any) -> int | None:
 
     stop = Renderer(tokenizer).stop
     return None if stop is None else int(tokenizer.convert_tokens_to_ids(stop))
+
+
+def ends_of(model: Any, stop: int | None, *more: int | None) -> list[int]:
+    """The model's own ends, `stop` and `more`."""
+    own = model.generation_config.eos_token_id
+    return sorted({stop, *more, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def end_answers(folder: Path, stop: int | None) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from lm_eval.utils import hash_string, sanitize_list
 
 from hydratune.build.benchmark import build_tasks
 from hydratune.build.lm import EvaluatedLM
+from hydratune.build.needs import files_here
 from hydratune.build.own_tasks import build_own_tasks
 from hydratune.build.rendering import Renderer
 from hydratune.config.load import cache_dir
@@ -39,16 +41,26 @@ def load_tasks(config: Config) -> dict[str, Any]:
         raise RunError(f"The tasks {', '.join(conf.tasks)} can't be loaded: {type(error).__name__}: {said}.") from error
     for task in found["tasks"].values():
         if task.get_config("output_type") == "generate_until":
-            task.set_config("generation_kwargs", sampling(conf.gen_kwargs, conf.repeats), update=True)
+            drawn = sampling(conf.gen_kwargs, conf.repeats, task.get_config("generation_kwargs") or {})
+            task.set_config("generation_kwargs", drawn, update=True)
         own = task.get_config("num_fewshot")
         if own is None or (conf.num_fewshot is not None and own != 0):  # 0 in a task's file means never
             task.set_config("num_fewshot", conf.num_fewshot or 0)
     return dict(found)
 
 
-def sampling(gen_kwargs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """What is set in place of a task's own: several answers to one question can only be drawn."""
-    return ({"do_sample": True, "temperature": 1.0} if repeats > 1 else {}) | gen_kwargs
+def rows_of(tasks: dict[str, Any]) -> list[Path]:
+    """The files on this machine that the tasks' rows come from."""
+    keys = ("dataset_path", "dataset_kwargs", "custom_dataset")
+    configs = [{key: task.get_config(key) for key in keys} for task in tasks["tasks"].values()]
+    return sorted({file for config in configs for file in files_here(config)})
+
+
+def sampling(gen_kwargs: dict[str, Any], repeats: int, own: dict[str, Any]) -> dict[str, Any]:
+    """What is set in place of a task's `own`: several answers to one question can only be drawn."""
+    drawn = repeats > 1 or gen_kwargs.get("do_sample")
+    hot = {"temperature": 1.0} if drawn and (repeats > 1 or not own.get("temperature")) else {}
+    return ({"do_sample": True} if repeats > 1 else {}) | hot | gen_kwargs
 
 
 def generative(tasks: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +76,8 @@ def evaluate(name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) 
     """
     conf, began = config.benchmark, time.time()
     as_trained = prompt_as_trained(lm) if conf.apply_chat_template else None
+    if conf.apply_chat_template and as_trained is None:
+        lm.say("  prompts end elsewhere than answers begin in training, as the chat template has it")
     random.seed(conf.seed)
     np.random.seed(conf.seed)
     torch.manual_seed(conf.seed)
@@ -89,13 +103,13 @@ def evaluate(name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) 
         "limit": conf.limit,
         "num_fewshot": conf.num_fewshot,
         "bootstrap_iters": BOOTSTRAPS,
-        "gen_kwargs": sampling(conf.gen_kwargs, conf.repeats) or None,
+        "gen_kwargs": sampling(conf.gen_kwargs, conf.repeats, {}) or None,
         "random_seed": conf.seed,
         "numpy_seed": conf.seed,
         "torch_seed": conf.seed,
         "fewshot_seed": conf.seed,
         "sampling": lm.sampling[1],
-        "prompts_cut": lm.prompts_cut if lm.computed == lm.asked else None,
+        "prompts_cut": lm.prompts_cut,
         "prompt_as_trained": as_trained,
     }
     results |= {

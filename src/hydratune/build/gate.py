@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from hydratune.build.chat_template import dated, variables
 from hydratune.build.together import world_size
 from hydratune.config.schema import Config
 
@@ -51,8 +52,9 @@ def findings(
     config: Config, report: dict[str, Any], ahead: dict[str, float], tokenizer: PreTrainedTokenizerBase, source: str
 ) -> list[str]:
     """A sentence for each thing that may be a mistake, with the first rows it is about."""
-    said = [sentence for split in ("training", "validation") for sentence in _of_rows(split, report)]
-    return [*said, *_of_course(config, report, ahead), *_of_stop(report, tokenizer, source)]
+    may_think = "enable_thinking" in variables(tokenizer) - config.model.chat_template_kwargs.keys()
+    said = [sentence for split in ("training", "validation") for sentence in _of_rows(split, report, may_think)]
+    return [*said, *_of_course(config, report, ahead), *_of_stop(report, tokenizer, source), *_of_day(tokenizer)]
 
 
 def _of_stop(report: dict[str, Any], tokenizer: PreTrainedTokenizerBase, source: str) -> Iterator[str]:
@@ -72,8 +74,21 @@ def _of_stop(report: dict[str, Any], tokenizer: PreTrainedTokenizerBase, source:
         )
 
 
-def _of_rows(split: str, report: dict[str, Any]) -> Iterator[str]:
+def _of_day(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    if dated(tokenizer):
+        keys = [
+            f"model.chat_template_kwargs.{name} to a day" for name in sorted(variables(tokenizer)) if "date" in name
+        ]
+        yield (
+            "The chat template writes the day on which it is asked, so a prompt of tomorrow is not one of today's training: "
+            f"set {', '.join([*keys, 'model.chat_template to a copy with a day written out'][:1])}."
+        )
+
+
+def _of_rows(split: str, report: dict[str, Any], may_think: bool) -> Iterator[str]:
     rows = report.get(split)
+    hint = "; an empty think block is in the prompt too with +model.chat_template_kwargs.enable_thinking=false"
+    thinks = hint if may_think else ""
     if not rows:
         return
     limit = f"trainer.max_length={report['max_length']}"
@@ -85,8 +100,8 @@ def _of_rows(split: str, report: dict[str, Any]) -> Iterator[str]:
         "unended": "have a supervised turn that no special token ends, so the model isn't taught to stop there: let the "
         "chat template write {{ eos_token }} after it",
         "template_words": "hold one of the chat template's own special tokens as text",
-        "not_as_served": "begin otherwise than the prompt that the chat template makes when the model is asked, as far as "
-        "the first rows show",
+        "not_as_served": "have an answer that begins elsewhere than the prompt ends that the chat template makes when the "
+        f"model is asked, as far as the first rows show{thinks}",
     }
     for kind, words in said.items():
         if count := rows["found"].get(kind):

@@ -12,6 +12,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hydratune.build.answers import Answers, key_of
+from hydratune.build.endings import ends_of
 from hydratune.build.generating import Generator
 from hydratune.build.scoring import Pair, Score, Scorer
 from hydratune.config.schema import RunError
@@ -41,17 +42,21 @@ class EvaluatedLM(HFLM):
         batch_size: int | None,
         max_length: int,
         say: Callable[[str], None],
+        stop: int | None = None,
     ) -> None:
-        """`settings`: transformers' configuration of the model. `batch_size`: None lets the memory decide."""
+        """`settings`: transformers' configuration of the model. `batch_size`: None lets the memory decide.
+
+        `stop`: the token that ends a turn in the chat template, where the questions go through it.
+        """
         super().__init__(
             pretrained=cast(Any, _NotLoaded(settings, device)),
             tokenizer=tokenizer,
             batch_size=batch_size or 1,
             max_length=max_length,
         )
-        self.load, self.answers, self.size, self.say = load, answers, batch_size, say
+        self.load, self.answers, self.size, self.say, self.stop = load, answers, batch_size, say, stop
         self.sampling: tuple[int, int] = (0, 0)  # the seed, and which of several samplings is asked for
-        self._cut = 0
+        self._cut: set[str] = set()
         self.asked = self.computed = 0
         self._scorer: Scorer | None = None
 
@@ -65,8 +70,8 @@ class EvaluatedLM(HFLM):
 
     @property
     def prompts_cut(self) -> int:
-        """How many that were computed now were too long, and lost their beginnings."""
-        return self._cut + (self._scorer.cut if self._scorer else 0)
+        """How many of what was asked were too long, and lost their beginnings, now or when they were answered."""
+        return len(self._cut)
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's would ask the hub."""
@@ -97,6 +102,7 @@ class EvaluatedLM(HFLM):
 
         def compute(keys: Sequence[str], questions: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
             encoded.update((key, self._pair(*questions[key])) for key in keys)
+            self._note_cut([questions[key] for key in keys if sum(map(len, encoded[key])) > self.max_length + 1])
             pairs = [encoded[key] for key in keys]
             self.scorer.score(pairs, lambda found: keep({keys[number]: score for number, score in found.items()}))
 
@@ -158,13 +164,21 @@ class EvaluatedLM(HFLM):
                 self.computed += len(missing)
                 if missing:
                     compute(missing, questions, self.answers.add)
+        self._cut |= {_cut(asked) for asked in questions.values()} & self.answers.known.keys()
         return [self.answers.known[key] for key in keys]
+
+    def _note_cut(self, asked: Sequence[Any]) -> None:
+        """Beside their answers, before those are there."""
+        if found := {_cut(one): True for one in asked}:
+            self.answers.add(found)
 
     def _pair(self, context: str, continuation: str) -> Pair:
         """As TemplateLM.loglikelihood does it."""
         if context:
             return self._encode_pair(context, continuation)
         tokens = self.tok_encode(continuation, add_special_tokens=False)
+        if not tokens:
+            raise RunError("A task asks for the likelihood of an empty text: leave the task out, or its empty choices.")
         if self.prefix_token_id != tokens[0]:
             return [self.prefix_token_id], tokens
         return tokens[:1], tokens[1:]
@@ -186,11 +200,14 @@ class EvaluatedLM(HFLM):
                 f"A task generates {new} tokens, and the model takes {self.max_length} in all: set "
                 f"+benchmark.gen_kwargs.max_gen_toks={self.max_length // 2}."
             )
+        own = ends_of(self.scorer.model, None)
+        if self.stop is not None and self.stop not in own:
+            options.setdefault("eos_token_id", [*own, self.stop])
         if not options.get("temperature") and not options.get("do_sample"):
             options.pop("temperature", None)
             options["do_sample"] = False
         prompts = [self.tok_encode(questions[key][0]) for key in keys]
-        self._cut += sum(len(prompt) > room for prompt in prompts)
+        self._note_cut([questions[key] for key, prompt in zip(keys, prompts, strict=True) if len(prompt) > room])
         prompts = [prompt[-room:] for prompt in prompts]
         longest = max(map(len, prompts))
         if whole is not None and not longest < whole <= self.max_length:
@@ -212,6 +229,11 @@ class EvaluatedLM(HFLM):
                 [prompts[number] for number in numbers], new_tokens, stops, dict(options),
                 [int(key[:8], 16) for key in some], done,
             )  # fmt: skip
+
+
+def _cut(asked: Any) -> str:
+    """The key under which it is known that a question was cut, however often it is sampled."""
+    return key_of(["cut", *asked])
 
 
 def _samples(arguments: dict[str, Any]) -> bool:

@@ -7,12 +7,11 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hydratune.build.chat_template import give_defaults, named_template
 from hydratune.build.hardware import Hardware
 from hydratune.build.quantization import build_quantization, keep_gradients_on_cpu, quick_on_cpu
 from hydratune.build.source import not_loaded
 from hydratune.config.schema import ConfigError, ModelConf, QuantizationConf
-
-TEMPLATES = Path(__file__).resolve().parents[1] / "chat_templates"
 
 
 def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedTokenizerBase:
@@ -20,14 +19,11 @@ def load_tokenizer(conf: ModelConf, source: str, **gguf: str) -> PreTrainedToken
     tokenizer = _own_tokenizer(conf, source, **gguf)
     _add(tokenizer, conf.add_tokens)
     if conf.chat_template:
-        ours = TEMPLATES / f"{conf.chat_template}.jinja"
-        path = ours if ours.is_file() else Path(conf.chat_template)
-        if not path.is_file():
-            names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-            raise ConfigError(f"model.chat_template={conf.chat_template} is neither a file nor one of ours: {names}.")
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        tokenizer.chat_template = named_template(conf.chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(f"The tokenizer of {source} has no chat template: set model.chat_template=FILE.jinja.")
+    if conf.chat_template_kwargs:
+        give_defaults(tokenizer, conf.chat_template_kwargs)
     return _padded(tokenizer)
 
 

@@ -65,6 +65,18 @@ def missing_files(conf: BenchmarkConf, cache_root: Path) -> list[str]:
     return [sentence for leaf in _leaves(_plain(conf), cache_root) for sentence in _files_not_here(*leaf)]
 
 
+def files_here(config: dict[str, Any]) -> list[Path]:
+    """The files on this machine that a task's rows are read from."""
+    path, arguments = _dataset(config)
+    if path is None:
+        return []
+    if not _is_kind(path):
+        return [file for file in Path(path).expanduser().rglob("*") if file.is_file()] if _is_folder(path) else []
+    folder = Path(arguments.get("data_dir") or "").expanduser()
+    named = [address(file).removeprefix("file://") for file in data_files(arguments) if not is_remote(file)]
+    return [Path(found) for name in named or ["*"] for found in glob.glob(str(folder / name), recursive=True)]
+
+
 def rows_are_here(config: dict[str, Any]) -> bool:
     """Whether the rows of a task are files here, of which no code but datasets' own makes rows."""
     path, arguments = _dataset(config)

@@ -78,7 +78,8 @@ def _build(name: str, conf: BenchmarkConf) -> OwnTask:
 def _examples(name: str, entry: dict[str, Any], rows: OwnRows, count: int) -> tuple[str, OwnRows | None]:
     """The split that few-shot examples are drawn from, and its rows where it is not the task's own."""
     examples = read_examples(name, entry)
-    have = len(rows.docs) - 1 if examples is None else len(examples.docs)
+    # of its own rows lm-eval leaves out all that are equal to the one that is asked
+    have = len({repr(doc) for doc in rows.docs}) - 1 if examples is None else len(examples.docs)
     if have < count:
         raise ConfigError(
             f"benchmark.own_tasks.{name} is asked for {count} few-shot examples, and there are {have} rows for them: set "

@@ -82,10 +82,11 @@ class Renderer:
         return found[1] if found else None
 
     def as_served(self, chat: Chat) -> bool:
-        """Whether the conversation begins with the prompt that the model gets when it is asked for the last answer."""
+        """Whether the last answer, as it is supervised, begins where the prompt ends that the model gets when it is asked."""
         with suppress(*REFUSED):
             prompt = self.render(chat.messages[:-1], chat.tools, prompt=True)
-            return self.render(chat.messages, chat.tools).startswith(prompt)
+            (made,) = self.rendered([chat], "last")
+            return not isinstance(made, ValueError) and made[0].startswith(prompt) and made[1][0][0] <= len(prompt)
         return False
 
     def tokens(self, rows: Sequence[Chat | Text], loss: str) -> list[Tokens | ValueError]:

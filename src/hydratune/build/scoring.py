@@ -1,6 +1,7 @@
 """Log-likelihoods of continuations: a context that several of them share is computed once, the head where it is read."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -69,15 +70,14 @@ class Tree:
         return [0, *range(start, start + len(continuation) - 1)]
 
 
-def build_trees(pairs: Sequence[Pair], max_length: int, shared: bool) -> tuple[list[Tree], int]:
-    """The trees of all requests, and how many requests were too long, whose contexts have lost their beginnings.
+def build_trees(pairs: Sequence[Pair], max_length: int, shared: bool) -> list[Tree]:
+    """The trees of all requests; contexts that are too long lose their beginnings.
 
     `shared`: a tree for each context that is worth it, in the order of their tokens, so that neighbours begin alike. Otherwise one for
     each sequence of tokens that the model gets, longest first. Raises RunError for what is longer than `max_length`.
     """
     found: dict[tuple[int, ...], Tree] = {}
     whole: list[Tree] = []
-    cut = 0
     for number, (context, continuation) in enumerate(pairs):
         if not 0 < len(continuation) <= max_length:
             raise RunError(
@@ -86,7 +86,7 @@ def build_trees(pairs: Sequence[Pair], max_length: int, shared: bool) -> tuple[l
             )
         room = max_length + 1 - len(continuation)
         if len(context) > room:
-            context, cut = context[-max(room, 1) :], cut + 1
+            context = context[-max(room, 1) :]
         # a mask over long continuations costs more than a short context
         worth = shared and len(context) > len(continuation)
         key = tuple(context) if worth else (len(context), *context, *continuation[:-1])
@@ -96,7 +96,7 @@ def build_trees(pairs: Sequence[Pair], max_length: int, shared: bool) -> tuple[l
             tree = found[key] = Tree(context)
         tree.ask(number, continuation)
     whole += found.values()
-    return sorted(whole, key=lambda tree: tree.ids() if shared else (-tree.tokens, tree.ids())), cut
+    return sorted(whole, key=lambda tree: tree.ids() if shared else (-tree.tokens, tree.ids()))
 
 
 class Scorer:
@@ -110,7 +110,6 @@ class Scorer:
     def __init__(self, model: Any, batch_size: int | None, max_length: int) -> None:
         """`batch_size`: trees at once; None: as many as the memory holds."""
         self.model, self.size, self.max_length = model, batch_size, max_length
-        self.cut = 0  # contexts that lost their beginnings
         self.selects = selects_logits(model)
         self.in_line = takes_lines(model)
         self.proven = False
@@ -120,11 +119,10 @@ class Scorer:
         """`done` is told the answers of each batch by the requests' numbers, as soon as they are there."""
         longest = max((min(len(c) + len(t), self.max_length + 1) for c, t in pairs), default=0)
         in_line = self.in_line and fit_in_line(self.model.config, longest)
-        trees, cut = build_trees(pairs, self.max_length, in_line)
-        self.cut += cut
+        trees = build_trees(pairs, self.max_length, in_line)
         if in_line and not self.proven:
             in_line = self.in_line = self.proven = self._line_is_right(trees[:PROOF])
-            trees = trees if in_line else build_trees(pairs, self.max_length, False)[0]
+            trees = trees if in_line else build_trees(pairs, self.max_length, False)
         compute = self._line if in_line else self._padded
         vocabulary = self.model.config.get_text_config().vocab_size
 
@@ -149,8 +147,13 @@ class Scorer:
             for number, continuation in tree.asked:
                 at = torch.tensor(tree.predicted_at(continuation), device=rows.device)
                 tokens = torch.tensor(continuation, device=rows.device)
-                likelihood = (rows[at, tokens] - norms[at]).sum()
-                found[number] = (float(likelihood), bool((likeliest[at] == tokens).all()))
+                likelihood = float((rows[at, tokens] - norms[at]).sum())
+                if math.isnan(likelihood):
+                    raise RunError(
+                        f"The model's logits are no numbers in {self.model.dtype}: its weights are damaged, or too large for "
+                        "that type; in the latter case set model.dtype=float32."
+                    )
+                found[number] = (likelihood, bool((likeliest[at] == tokens).all()))
         return found
 
     def _line(self, trees: Sequence[Tree]) -> Sequence[Tensor]:

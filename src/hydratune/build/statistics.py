@@ -89,6 +89,8 @@ def paired(base: Array, other: Array, weights: Array | None, aggregation: str, s
         p, test = _sign_flip(steps, seed)
         effect_size, effect = "Cohen's d_z", _finite(steps.mean() / steps.std(ddof=1)) if varies else None
         detectable = _standardized(len(steps)) * error * len(steps) ** 0.5 if error and len(steps) >= FEWEST else None
+        if detectable is not None and aggregation == "mean":  # as many must differ as of a 0/1 metric
+            detectable = max(detectable, _least_share(len(steps)) * float(np.abs(steps[steps != 0]).mean()))
     return Paired(difference, error, low, high, p, test, effect_size, effect, detectable)
 
 
@@ -188,8 +190,12 @@ def _detectable_share(n: int, discordant: float) -> float | None:
     if n < FEWEST:
         return None
     scale = _standardized(n)
-    least = float(stats.beta.ppf(POWER, FEWEST, n - FEWEST + 1))  # P(Binomial(n, least) >= FEWEST) = POWER
-    return max(least, scale * (discordant / (1 + scale**2)) ** 0.5)
+    return max(_least_share(n), scale * (discordant / (1 + scale**2)) ** 0.5)
+
+
+def _least_share(n: int) -> float:
+    """The share of documents that must differ, so that P(Binomial(n, share) >= FEWEST) = POWER."""
+    return float(stats.beta.ppf(POWER, FEWEST, n - FEWEST + 1))
 
 
 def _finite(number: Any) -> float | None:

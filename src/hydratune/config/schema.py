@@ -51,6 +51,7 @@ class ModelConf:
     )
     device_map: str | None = option(None, "accelerate's placement of the layers, such as auto; null: one device")
     chat_template: str | None = option(None, "one of ours by name, or a .jinja file; null: the tokenizer's own")
+    chat_template_kwargs: dict[str, Any] = option({}, "its variables, such as enable_thinking: false; saved in it too")
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
     add_tokens: list[str] = option([], "special tokens that the tokenizer gets; an adapter trains their embeddings")
     extra: dict[str, Any] = option({}, "further arguments of from_pretrained")

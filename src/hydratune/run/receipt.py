@@ -41,6 +41,17 @@ def is_whole(run: RunDir, stage: str) -> bool:
     return all((run.root / path).is_file() for path in made)
 
 
+def state(path: Path) -> tuple[str, int, int]:
+    """A file outside the run, as a stage has read it: its name, size and time of change (ns)."""
+    found = path.absolute().stat()
+    return str(path.absolute()), found.st_size, found.st_mtime_ns
+
+
+def is_unchanged(path: str, size: int, changed: int) -> bool:
+    """Whether what `state` told still holds, or can't be told, since the file is not here."""
+    return not Path(path).exists() or state(Path(path)) == (path, size, changed)
+
+
 def digest(run: RunDir, stage: str) -> str | None:
     """16 hexadecimal digits over the receipt; None where there is none."""
     path = run.receipt(stage)

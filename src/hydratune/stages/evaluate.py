@@ -18,7 +18,8 @@ from hydratune.build.adapter import named_model, switches_off
 from hydratune.build.answers import Answers, key_of
 from hydratune.build.comparison import compare
 from hydratune.build.content import answering
-from hydratune.build.evaluating import evaluate, generative, load_tasks, plain_samples
+from hydratune.build.endings import stop_token
+from hydratune.build.evaluating import evaluate, generative, load_tasks, plain_samples, rows_of
 from hydratune.build.hardware import Hardware
 from hydratune.build.identity import tokenizer_digest
 from hydratune.build.lm import EvaluatedLM
@@ -31,14 +32,19 @@ from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config, RunError
 from hydratune.run.console import say
 from hydratune.run.layout import RunDir, write_atomically, write_json
+from hydratune.run.receipt import state
 
 
 def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
-    """Writes benchmark/<model>.json, its samples, and comparison.json. Metrics: <model>/<task>/<metric>."""
+    """Writes benchmark/<model>.json, its samples, and comparison.json.
+
+    Metrics: <model>/<task>/<metric>; under `files` what the tasks' rows were read from.
+    """
     conf = config.benchmark
+    tasks = load_tasks(config)
+    files = [state(path) for path in rows_of(tasks)]
     (run.benchmark / "comparison.json").unlink(missing_ok=True)
     run.documents.unlink(missing_ok=True)
-    tasks = load_tasks(config)
     if hardware.device == "cpu":
         keep_freed_memory()
     names = [n for n in conf.models if n != "adapter" or config.lora.kind != "none"]
@@ -55,13 +61,13 @@ def run(config: Config, run: RunDir, hardware: Hardware) -> dict[str, Any]:
         say(f"  {name:8} {lm.asked:,} questions, {lm.asked - lm.computed:,} of them answered before")
         if lm.prompts_cut:
             say(f"  {lm.prompts_cut:,} prompts are longer than the {lm.max_length:,} tokens that the model takes: cut")
-        metrics |= {f"{name}/{key}": value for key, value in _aggregated(results)}
+        metrics |= {f"{name}/{key}": value for key, value in _means([results, *again])}
         _write(run.benchmark, name, [results, *again])
     scores = {name: read_scores(run.benchmark, name) for name in names}
     write_atomically(run.documents, packed(units_of(scores)))
     rows = compare(scores, names[0], conf.seed)
     write_json(run.benchmark / "comparison.json", rows)
-    return metrics
+    return metrics | {"files": files}
 
 
 class _Loaded:
@@ -103,28 +109,29 @@ def _lm(name: str, config: Config, run: RunDir, hardware: Hardware, loaded: _Loa
     tokenizer = _tokenizer(name, config, run, loaded.source)
     folders = {"adapter": run.adapter, "merged": run.merged}
     commit = getattr(settings, "_commit_hash", None) or commit
+    stop = stop_token(tokenizer) if conf.apply_chat_template else None
     what = answering(name, config, hardware, source, commit, tokenizer, folders, cache)
     length = resolve_max_length(settings, tokenizer)
-    answers = Answers(cache / "answers" / key_of([what, length])[:16])
+    answers = Answers(cache / "answers" / key_of([what, length, stop])[:16])
     size = None if conf.batch_size == "auto" else int(conf.batch_size)
-    lm = EvaluatedLM(lambda: loaded.load(name), settings, hardware.device, tokenizer, answers, size, length, say)
+    lm = EvaluatedLM(lambda: loaded.load(name), settings, hardware.device, tokenizer, answers, size, length, say, stop)
     lm.sampling = (conf.seed, 0)
     return lm
 
 
 def _tokenizer(name: str, config: Config, run: RunDir, source: str) -> Any:
-    """That of training; the merged folder has its own, which must be the same.
+    """That of training, for the base too; the merged folder has its own, which must be the same.
 
     Raises RunError where it isn't.
     """
     own = run_tokenizer(config.model, [run.merged]) if name == "merged" else None
-    trained = run_tokenizer(config.model, [run.adapter]) if own and run.adapter.is_dir() else None
+    trained = run_tokenizer(config.model, [run.adapter, run.merged])  # model.chat_template may be another file by now
     if own and trained and tokenizer_digest(own) != tokenizer_digest(trained):
         raise RunError(
             f"The tokenizer in {run.merged} is not the one that training used, in {run.adapter}: "
             "set stages=[merge,evaluate] merge.verify=true."
         )
-    return own or load_tokenizer(config.model, source or model_source(config.model, cache_dir(config)))
+    return trained or load_tokenizer(config.model, source or model_source(config.model, cache_dir(config)))
 
 
 def _again(number: int, name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -153,6 +160,14 @@ def _write(folder: Path, name: str, samplings: list[dict[str, Any]]) -> None:
 
 def _write_results(path: Path, results: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
+
+
+def _means(samplings: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    """As _aggregated, each metric the mean of the samplings that have it; standard errors are the first's."""
+    first, *again = [dict(_aggregated(results)) for results in samplings]
+    for key, value in first.items():
+        values = [value, *(one[key] for one in again if key in one and not key.partition(",")[0].endswith("_stderr"))]
+        yield key, sum(values) / len(values)
 
 
 def _aggregated(results: dict[str, Any]) -> Iterator[tuple[str, float]]:

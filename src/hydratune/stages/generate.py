@@ -8,10 +8,10 @@ import torch
 from transformers import GenerationConfig, TextStreamer, set_seed
 
 from hydratune.build.adapter import named_model
+from hydratune.build.endings import ends_of, stop_token
 from hydratune.build.hardware import Hardware
 from hydratune.build.model import load_tokenizer, run_tokenizer
 from hydratune.build.prompts import read_prompts
-from hydratune.build.rendering import Renderer
 from hydratune.build.source import model_source
 from hydratune.config.load import cache_dir
 from hydratune.config.schema import Config
@@ -55,21 +55,13 @@ def prompt_tokens(tokenizer: Any, prompt: str, chat: bool) -> Any:
     return tokenizer(prompt, add_special_tokens=not rendered, return_tensors="pt")
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int] | None:
-    """The tokens that end an answer: the tokenizer's, the model's own, and what ends a turn in the chat template."""
-    own = model.generation_config.eos_token_id
-    word = Renderer(tokenizer).stop if tokenizer.chat_template else None
-    stop = tokenizer.convert_tokens_to_ids(word) if word else None
-    return sorted({tokenizer.eos_token_id, stop, *(own if isinstance(own, list) else [own])} - {None}) or None
-
-
 @torch.no_grad()
 def _answers(config: Config, model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     """In batches, padded on the left; with `generate.stream` one by one, each token shown as it comes."""
     conf = config.generate
     set_seed(config.seed)
     sampling = {"temperature": conf.temperature, "top_k": conf.top_k, "top_p": conf.top_p} if conf.do_sample else {}
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, stop_token(tokenizer) if tokenizer.chat_template else None, tokenizer.eos_token_id)
     model.generation_config = GenerationConfig()  # the model's own may penalize repetition, or search with beams
     size = 1 if conf.stream else conf.batch_size
     texts: list[str] = []
@@ -82,7 +74,7 @@ def _answers(config: Config, model: Any, tokenizer: Any, prompts: list[str]) -> 
             say(f"    {part[0]}")
         out = model.generate(
             **batch, max_new_tokens=conf.max_new_tokens, do_sample=conf.do_sample,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, **sampling,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=ends or None, **sampling,
             streamer=_OnScreen(tokenizer, skip_prompt=True, skip_special_tokens=True) if conf.stream else None,
         )  # fmt: skip
         answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
