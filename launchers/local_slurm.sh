@@ -67,10 +67,12 @@ start() {
     echo "local_slurm: ${missing[*]} not found: apt-get install munge slurmctld slurmd slurm-client" >&2
     exit 1
   fi
-  if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-    echo "local_slurm: port $port is in use, maybe by another Slurm of this kind: set PORT, such as PORT=$((port + 10))" >&2
+  local used
+  for used in "$port" "$((port + 1))" "$((port + 2))"; do
+    (: <"/dev/tcp/127.0.0.1/$used") 2>/dev/null || continue
+    echo "local_slurm: port $used is in use, maybe by another Slurm of this kind: set PORT, such as PORT=$((port + 10))" >&2
     exit 1
-  fi
+  done
   mkdir -p "$dir"/{log,run,state,spool,dev,munge}
   chmod 755 "$dir" "$dir"/*
   [ -s "$dir/munge/key" ] || {
@@ -79,7 +81,7 @@ start() {
   }
   munged --force --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/run/munged.pid" \
     --log-file="$dir/log/munged.log" --seed-file="$dir/munge/seed" 2>>"$dir/log/munged.err"
-  wait_for 10 munged munge -n -S "$dir/munge/socket"
+  wait_for 60 munged munge -n -S "$dir/munge/socket"
   local gpu
   for gpu in 0 1; do mknod "$dir/dev/gpu$gpu" c 1 3 2>/dev/null || touch "$dir/dev/gpu$gpu"; done
   cat >"$SLURM_CONF" <<EOT
@@ -98,6 +100,8 @@ SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmdPidFile=$dir/run/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd-%n.log
+# a node that answers late would be told once more, and end the job's next start by what was said of the last
+MessageTimeout=30
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -129,10 +133,10 @@ EOT
   echo "NodeName=n[1-2] Name=gpu File=$dir/dev/gpu[0-1]" >"$dir/gres.conf"
   printf 'export SLURM_CONF=%q\n' "$SLURM_CONF" >"$dir/env"
   slurmctld -i
-  wait_for 20 slurmctld sh -c 'scontrol ping | grep -q "is UP"'
+  wait_for 60 slurmctld sh -c 'scontrol ping | grep -q "is UP"'
   slurmd -N n1
   slurmd -N n2
-  wait_for 30 "the nodes" nodes_ready
+  wait_for 60 "the nodes" nodes_ready
   echo "Slurm is up; use it with:  . $dir/env"
 }
 

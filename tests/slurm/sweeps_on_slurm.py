@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from conftest import ROWS
 
 from hydratune.run.job import read_record
 
-PATIENCE = 150.0  # seconds
+PATIENCE = 600.0  # seconds, which a machine that is busy may need
 HERE = Path(__file__).parent
 LOCAL_SLURM = HERE.parents[1] / "launchers" / "local_slurm.sh"
 
@@ -29,6 +30,16 @@ def wait_until(what: str | Callable[[], str], holds: Callable[[], Any], seconds:
         assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.1)
     return found
+
+
+def saved_at(said: str) -> list[int]:
+    """The steps where a run says that it has saved its state at a signal."""
+    return [int(step) for step in re.findall(r"saved at step (\d+)", said)]
+
+
+def went_on(said: str) -> bool:
+    """From each step where it saved its state."""
+    return all(f"going on from checkpoint-{step}" in said for step in saved_at(said))
 
 
 def figure(name: str, value: float, unit: str = "s") -> None:
@@ -44,6 +55,7 @@ class Cluster:
         self.env = {
             **os.environ, "SLURM_CONF": conf, "HYDRATUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": f"{folder}:{HERE}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
         self.run = [
             "model=local", f"model.name_or_path={tiny}", "data=jsonl", f"data.path={rows}", "quantization=none",
@@ -61,6 +73,14 @@ class Cluster:
         """Task -> state of all that is in the queue."""
         lines = self.call("squeue", "--noheader", "--array", "--format=%F_%K %T").splitlines()
         return dict(line.split() for line in lines)
+
+    def tasks(self) -> list[str]:
+        """Those in the queue, in the order of their numbers."""
+        return sorted(self.queue(), key=lambda name: [*map(int, name.split("_"))])
+
+    def wait_for_the_end(self) -> None:
+        """Of all jobs: one that is done by its record, Slurm may still have for some seconds."""
+        wait_until(lambda: f"left: {self.queue()}", lambda: not self.queue())
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "hydratune", *words]
@@ -88,9 +108,11 @@ class Cluster:
         return text
 
     def configure(self, **settings: str | int) -> None:
-        """Other values in slurm.conf."""
+        """Other values in slurm.conf, which jobs read meanwhile."""
         lines = [line for line in self.conf.read_text().splitlines() if line.partition("=")[0] not in settings]
-        self.conf.write_text("\n".join([*(f"{key}={value}" for key, value in settings.items()), *lines, ""]))
+        new = self.conf.with_suffix(".new")
+        new.write_text("\n".join([*(f"{key}={value}" for key, value in settings.items()), *lines, ""]))
+        new.replace(self.conf)
         self.call("scontrol", "reconfigure")
 
 
@@ -111,8 +133,23 @@ class Sweep:
         return path.read_text() if path.is_file() else ""
 
     def steps(self, number: int) -> list[int]:
-        path = self.root / str(number) / "train_log.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
+        path = self.log(number)
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # of the line that is being added a part may be there
+        return [json.loads(line)["step"] for line in whole.splitlines()]
+
+    def log(self, number: int) -> Path:
+        return self.root / str(number) / "train_log.jsonl"
+
+    def trains(self, number: int, after: int = 0) -> bool:
+        """Whether a step is done in this attempt, later than the attempt `after`."""
+        record = self.record(number)
+        if not record or record.state != "running" or record.attempt <= after:
+            return False
+        went_on = re.findall(r"going on from checkpoint-(\d+)", self.screen(number).rpartition("\nSlurm: job ")[2])
+        # as it goes on it writes its log anew, up to the checkpoint
+        anew = self.log(number).is_file() and self.log(number).stat().st_mtime > record.started
+        return anew and max(self.steps(number), default=0) > int((went_on or ["0"])[-1])
 
     def adapter(self, number: int) -> bytes:
         return (self.root / str(number) / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -138,12 +175,22 @@ def _as_screen(file: int) -> Iterator[None]:
         os.close(before)
 
 
+def port(another: int = 0) -> str:
+    """For local_slurm.sh: each of several test processes has its own."""
+    return str(17000 + 3 * ((os.getpid() + another) % 5000))
+
+
+def of_its_own(lines: str = "") -> dict[str, str]:
+    """For local_slurm.sh: Slurm's ports, and the jobs' numbers, of which they make ports; `lines` of slurm.conf too."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return {"PORT": port(), "EXTRA": f"{lines}\nFirstJobId={1 + 300 * worker}"}
+
+
 @contextmanager
 def running_slurm(folder: Path) -> Iterator[str]:
     """SLURM_CONF of a cluster that is started and stopped."""
-    port = 17000 + 3 * (os.getpid() % 5000)  # each of several test processes has its own
     try:
-        subprocess.run([LOCAL_SLURM, "start", folder], env={**os.environ, "PORT": str(port)}, check=True, timeout=120)
+        subprocess.run([LOCAL_SLURM, "start", folder], env={**os.environ, **of_its_own()}, check=True, timeout=240)
         yield str(folder / "slurm.conf")
     finally:
         subprocess.run([LOCAL_SLURM, "stop", folder], check=True, timeout=120)

@@ -1,6 +1,7 @@
 """launchers/train.sbatch on a real Slurm: it finishes, fails, goes on after a signal, and stays cancelled."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps_on_slurm import running_slurm
+from holds import STEPS, TYPED, hold
+from sweeps_on_slurm import HERE, PATIENCE, running_slurm, saved_at, wait_until, went_on
 
 pytestmark = pytest.mark.slurm
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
 LAUNCHER = LAUNCHERS / "train.sbatch"
-PATIENCE = 240  # seconds
+LAST = 2 * STEPS
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -24,7 +26,10 @@ class Cluster:
     def __init__(self, folder: Path, conf: str, tiny: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         command = str(Path(sys.executable).with_name("hydratune"))
-        self.env = {**environment, "SLURM_CONF": conf, "HYDRATUNE": command, "HYDRATUNE_PYTHON": sys.executable}
+        self.env = {
+            **environment, "SLURM_CONF": conf, "HYDRATUNE": command, "HYDRATUNE_PYTHON": sys.executable,
+            "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}",
+        }  # fmt: skip
         self.run = [
             "model=local", f"model.name_or_path={tiny}", "data=jsonl", "data.path=rows.jsonl", "quantization=none",
             "run_dir=run", "trainer.lr_scheduler_type=constant", "stages=[prepare,train]",
@@ -61,11 +66,23 @@ class Cluster:
             time.sleep(0.5)
         return found
 
-    def wait_for_training(self, job: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not (self.folder / "run" / "train_log.jsonl").is_file():
-            assert time.monotonic() < deadline, self.output(job)
-            time.sleep(0.1)
+    def train(self, options: tuple[str, ...] = (), launcher: Path = LAUNCHER) -> str:
+        """A job that is at work, and stays it until it gets a signal."""
+        hold(self.folder)
+        job = self.submit(f"trainer.max_steps={LAST}", TYPED, options=options, launcher=launcher)
+        log = self.folder / "run" / "train_log.jsonl"
+        wait_until(lambda: self.output(job), lambda: log.is_file() and log.stat().st_size)
+        return job
+
+    def goes_on(self, job: str) -> None:
+        """To its end, from where it has saved its state."""
+        wait_until(lambda: self.output(job), lambda: saved_at(self.output(job)))
+        (self.folder / "hold").unlink()
+        ended, said = self.wait_for(job), self.output(job)
+        # more than one restart where Slurm 22.05 ends the new step by a late call that was meant for the old one
+        assert ended["JobState"] == "COMPLETED" and 1 <= len(saved_at(said)) <= int(ended["Restarts"]), said
+        assert went_on(said), said
+        assert self.steps() == list(range(1, LAST + 1))
 
     def output(self, job: str) -> str:
         path = self.folder / f"slurm-{job}.out"
@@ -108,18 +125,13 @@ def test_a_mistake_fails_the_job_with_its_sentence(cluster: Cluster) -> None:
 
 
 def test_a_signal_requeues_and_the_job_goes_on(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=400")
-    cluster.wait_for_training(job)
+    job = cluster.train()
     cluster.call("scancel", "--signal=USR1", job)
-    ended = cluster.wait_for(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.output(job)
-    assert "going on from checkpoint-" in cluster.output(job)
-    assert cluster.steps() == list(range(1, 401))
+    cluster.goes_on(job)
 
 
 def test_a_job_that_may_not_be_requeued_fails_with_75(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=400", options=("--no-requeue",))
-    cluster.wait_for_training(job)
+    job = cluster.train(options=("--no-requeue",))
     cluster.call("scancel", "--signal=USR1", job)
     ended = cluster.wait_for(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0"), cluster.output(job)
@@ -127,21 +139,16 @@ def test_a_job_that_may_not_be_requeued_fails_with_75(cluster: Cluster) -> None:
 
 
 def test_a_preempted_job_goes_on(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=400")
-    cluster.wait_for_training(job)
+    job = cluster.train()
     urgent = cluster.call(
         "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5"
     )
     cluster.wait_for(urgent, "COMPLETED")
-    ended = cluster.wait_for(job)
-    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, cluster.output(job)
-    assert "saved at step" in cluster.output(job)
-    assert cluster.steps() == list(range(1, 401))
+    cluster.goes_on(job)
 
 
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=400")
-    cluster.wait_for_training(job)
+    job = cluster.train()
     cluster.call("scancel", job)
     time.sleep(10)  # longer than a requeued job waits
     ended = cluster.wait_for(job, "CANCELLED")

@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_launcher import LAUNCHERS, PATIENCE, Cluster, cluster, slurm
+from sweeps_on_slurm import port, wait_until
+from test_launcher import LAUNCHERS, Cluster, cluster, slurm
 
 pytestmark = pytest.mark.slurm
 __all__ = ["cluster", "slurm"]  # fixtures
@@ -26,15 +26,10 @@ def receipt(cluster: Cluster) -> dict[str, dict[str, object]]:
 @WAYS
 def test_two_nodes_are_one_run_that_a_signal_requeues(cluster: Cluster, torchrun: str) -> None:
     cluster.env["TORCHRUN"] = torchrun
-    job = cluster.submit("trainer.max_steps=300", options=TWO, launcher=MULTINODE)
-    cluster.wait_for_training(job)
+    job = cluster.train(options=TWO, launcher=MULTINODE)
     assert cluster.state(job)["NumNodes"] == "2"
     cluster.call("scancel", "--signal=USR1", job)
-    ended = cluster.wait_for(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.output(job)
-    assert cluster.output(job).count("saved at step") == 1
-    assert "going on from checkpoint-" in cluster.output(job)
-    assert cluster.steps() == list(range(1, 301))
+    cluster.goes_on(job)
     assert receipt(cluster)["hardware"]["world_size"] == 2
 
 
@@ -70,7 +65,7 @@ def test_sweep_sh_submits_with_the_sites_file(cluster: Cluster) -> None:
     site.parent.mkdir(parents=True)
     site.write_text("# @package hydra.launcher\nsbatch:\n  partition: urgent\n  cpus_per_task: 1\n")
     run = [word for word in cluster.run if not word.startswith("run_dir=")]
-    typed = [*run, "trainer.max_steps=2", "lora.r=4,8", "hydra.sweep.dir=swept"]
+    typed = [*run, "trainer.max_steps=2", "lora.r=4,8", "hydra.sweep.dir=swept", "+hydra.launcher.sbatch.hold=true"]
     said = subprocess.run(
         [LAUNCHERS / "sweep.sh", *typed],
         cwd=cluster.folder,
@@ -82,10 +77,8 @@ def test_sweep_sh_submits_with_the_sites_file(cluster: Cluster) -> None:
     assert said.returncode == 0, said.stderr
     assert "2 of 2 jobs submitted, in swept\n  hydratune sweep status swept" in said.stdout
     assert {line for line in cluster.call("squeue", "-h", "-o", "%P").split()} == {"urgent"}
-    deadline = time.monotonic() + PATIENCE
-    while cluster.call("squeue", "-h"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    cluster.call("scontrol", "release", *cluster.call("squeue", "-h", "-o", "%F").split())
+    wait_until("all end", lambda: not cluster.call("squeue", "-h"))
     status = cluster.call(sys.executable, "-m", "hydratune", "sweep", "status", "swept")
     assert "2 done" in status, status
 
@@ -105,7 +98,7 @@ def test_local_slurm_runs_without_root(tmp_path_factory: pytest.TempPathFactory)
     script = folder / "local_slurm.sh"
     script.write_bytes((LAUNCHERS / "local_slurm.sh").read_bytes())
     script.chmod(0o755)
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(17000 + 3 * ((os.getpid() + 2500) % 5000))}
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "PORT": port(2500)}
 
     def call(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweeps_on_slurm import of_its_own
 from test_launcher import LAUNCHERS
 
 pytestmark = pytest.mark.slurm
@@ -36,6 +37,7 @@ def script(tiny: Path, rows: Path) -> str:
         checks_only = "stages=[]" in command
         words = run.replace(" stages=[prepare,train]", "") if checks_only else run
         lines += [f"echo {shlex.quote('$ ' + command)}", command.replace("experiment=demo", words)]
+        lines += ["touch cancelled"] * ("sweep cancel" in command)
     return "\n".join(lines)
 
 
@@ -44,11 +46,12 @@ def test_every_command_of_the_page_runs(tiny: Path, rows: Path, environment: dic
     site = tmp_path / "mine" / "cluster" / "site.yaml"
     site.parent.mkdir(parents=True)
     [text], [asked] = of_kind("yaml"), of_kind("conf")
-    site.write_text(text)
+    held = "  - until [ -e cancelled ]; do sleep 0.1; done\n"  # so that there is something to cancel
+    site.write_text(re.sub(r"^setup:.*\n", rf"\g<0>{held}", text, flags=re.MULTILINE))
     command = Path(sys.executable).with_name("hydratune")
     env = environment | {
         "PATH": f"{command.parent}:{os.environ['PATH']}", "HYDRATUNE": str(command), "HYDRATUNE_PYTHON": sys.executable,
-        "PORT": str(17000 + 3 * (os.getpid() % 5000)), "EXTRA": asked,  # what the page asks of the administrator
+        **of_its_own(asked),  # with what the page asks of the administrator
     }  # fmt: skip
     del env["HF_HUB_OFFLINE"]  # prefetch refuses it; model and rows are files here, so nobody asks the hub
     try:

@@ -53,6 +53,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Cl
         yield cluster
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> None:
+    """Of the test before in Slurm's queue."""
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").wait_for_the_end()
+
+
 def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "a user's sweep")
     typed = [
@@ -65,13 +72,18 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
     # an sbatch that doesn't say at once what it has done
     slow = cluster.folder / "bin" / "sbatch"
     slow.parent.mkdir()
-    slow.write_text(f'#!/bin/bash\n{shutil.which("sbatch")} "$@" || exit\n[[ $* == *--test-only* ]] || sleep 3\n')
+    go = slow.with_name("go")
+    slow.write_text(
+        f'#!/bin/bash\n{shutil.which("sbatch")} "$@" || exit\n'
+        f"[[ $* == *--test-only* ]] || until [ -e {go} ]; do sleep 0.1; done\n"
+    )
     slow.chmod(0o755)
     path = {"PATH": f"{slow.parent}:{cluster.env['PATH']}"}
     first = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env | path)
     wait_until("a first array", lambda: len(cluster.queue()) == 3)
     first.kill()
     first.wait()
+    go.touch()
     again = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env, stdout=subprocess.PIPE, text=True)
     assert again.stdout
     said = ""
@@ -81,17 +93,20 @@ def test_submitted_killed_followed_and_finished(cluster: Cluster) -> None:
     again.send_signal(signal.SIGKILL)
     again.wait()
     assert said == "3 of 6 jobs submitted, in a user's sweep\n"
+    last = cluster.tasks()[-1]
+    cluster.call("scontrol", "hold", last)  # until it has been seen to wait
     (sweep.root / "5" / "checkpoints").write_text("")  # which spoils that job
     arrays = [path.read_text().split() for path in sorted((sweep.root / "slurm").glob("*.jobs"))]
     assert [array[::2] for array in arrays] == [["0", "1", "2"], ["3", "4", "5"]]
 
     status = wait_until("a job at work", lambda: _running(text := _status(cluster, sweep)) and text)
-    assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], 3:59:\d\d left of its time limit, Slurm's", status)
+    assert re.search(r"job \d \(lora.r=\d .*\) running, on n[12], \d:\d\d:\d\d left of its time limit, Slurm's", status)
     assert re.search(r"job 5 .* queued, pending( \(\w+\))?, Slurm's job \d+_2", status), status
     tasks = cluster.queue()
     said = cluster.hydratune(*cluster.slurm, *typed, "hydra.launcher.sbatch.gpus_per_node=2")
     assert "all done, cancelled, or in Slurm's queue" in said and "other settings" not in said
     assert set(cluster.queue()) <= set(tasks), "doubled"
+    cluster.call("scontrol", "release", last)
     here = subprocess.Popen(
         cluster.command("-m", *cluster.run, *typed, "hydra.sweep.dir=here"), cwd=cluster.folder, env=cluster.env
     )
@@ -123,9 +138,11 @@ def test_a_bad_job_has_its_cause_and_goes_on_when_asked(cluster: Cluster) -> Non
     assert cause.split(":")[0] in cluster.hydratune("sweep", "logs", str(sweep.root))
     assert "1 failed" in cluster.hydratune("sweep", "report", str(sweep.root))
     (sweep.root / "5" / "checkpoints").unlink()
-    assert "1 of 6 jobs submitted" in cluster.hydratune("sweep", "resume", str(sweep.root))
+    held = "+hydra.launcher.sbatch.hold=true"
+    assert "1 of 6 jobs submitted" in cluster.hydratune("sweep", "resume", str(sweep.root), held)
     assert "jobs: all done, cancelled, or in Slurm's queue" in cluster.hydratune("sweep", "resume", str(sweep.root))
-    assert list(cluster.queue()) and len(cluster.queue()) == 1
+    [task] = cluster.queue()
+    cluster.call("scontrol", "release", task)
     sweep.wait_for("done", 5)
     assert sweep.adapter(5) == Sweep(cluster, "here").adapter(5)
 
@@ -136,6 +153,7 @@ def _jobs(cluster: Cluster) -> str:
 
 def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "prepared")
+    scratch = cluster.conf.parent / "scratch"
     module = {"BASH_FUNC_module%%": '() { echo "module $*"; [ "$2" != gone ]; }'}
     cluster.env |= module
     another = cluster.folder / "another"
@@ -145,7 +163,7 @@ def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
         *cluster.slurm, "hydra.sweep.dir=prepared", "data.validation_share=0.0001,0.3", "seed=1,2", "trainer.max_steps=2",
         "hydra.launcher.wait=true", "hydra.launcher.array_parallelism=1", "hydra.launcher.modules=[cuda/12]",
         "hydra.launcher.setup=['export SITE=ours']", "hydra.launcher.prepare={gpus_per_node:0,comment:cpu}",
-        "hydra.launcher.scratch=/tmp/$SITE", f"hydra.launcher.python={another}",
+        f"hydra.launcher.scratch={scratch}/$SITE", f"hydra.launcher.python={another}",
         "hydra.launcher.container=[sh,-c,'echo contained $SITE in $TMPDIR; exec \"$@\"',sh]", status=3,
     )  # fmt: skip
     assert re.findall(r"(\w+): Slurm's job \d+, (\d)", said) == [("preparation", "1"), ("jobs", "2")] * 2
@@ -158,9 +176,8 @@ def test_preparations_and_the_settings_of_a_site(cluster: Cluster) -> None:
     )
     assert "prepare" in sweep.screen(0) and not sweep.screen(1)
     for number in (2, 3):
-        assert "module load cuda/12\n" in sweep.screen(number) and "contained ours in /tmp/ours\n" in sweep.screen(
-            number
-        )
+        said = sweep.screen(number)
+        assert "module load cuda/12\n" in said and f"contained ours in {scratch}/ours\n" in said
     assert sweep.record(3).started > sweep.record(2).ended or sweep.record(2).started > sweep.record(3).ended
     script = (sweep.root / "slurm" / "0-prepare.sh").read_text()
     assert "#SBATCH --gpus-per-node=0\n" in script and "#SBATCH --comment=cpu\n" in script
@@ -348,7 +365,7 @@ def test_settings_from_the_environment_and_on_resume(cluster: Cluster) -> None:
             *cluster.slurm, "hydra.sweep.dir=stray", "seed=1,2,3", "trainer.max_steps=1", "hydra.launcher.sbatch.mem=200M",
             "+hydra.launcher.sbatch.export=NONE", "hydra.launcher.array_parallelism=1", held,
         )  # fmt: skip
-    job = cluster.call("scontrol", "show", "job", "-o", min(cluster.queue()))
+    job = cluster.call("scontrol", "show", "job", "-o", cluster.tasks()[0])
     assert "Partition=urgent" in job and "TimeLimit=04:00:00" in job and "Requeue=1" in job, job
     cluster.hydratune("sweep", "cancel", "stray")
     assert not cluster.queue()
@@ -363,12 +380,12 @@ def test_settings_from_the_environment_and_on_resume(cluster: Cluster) -> None:
     assert (sweep.root / "1" / "config.yaml").read_text() == config and "limit: 7" not in config
     listed = [json.loads(line)["words"] for line in (sweep.root / "jobs.jsonl").read_text().splitlines()]
     assert ["benchmark.limit=7" in words for words in listed] == [True, False, False]
-    jobs = [cluster.call("scontrol", "show", "job", "-o", name) for name in sorted(cluster.queue())]
+    jobs = [cluster.call("scontrol", "show", "job", "-o", name) for name in cluster.tasks()]
     assert "TimeLimit=00:20:00" in jobs[0] and "MinMemoryNode=200M" in jobs[0], jobs[0]
     assert "Dependency=afterany:" in jobs[1], "two at a time"
     status = _status(cluster, sweep)
     assert "2 queued, 1 cancelled" in status, status
-    cluster.call("scontrol", "release", sorted(cluster.queue())[0])
+    cluster.call("scontrol", "release", cluster.tasks()[0])
     sweep.wait_for("done", 1, 2)
     assert sweep.state(0) == "waiting" and "1 cancelled" in _status(cluster, sweep)
 
@@ -380,7 +397,7 @@ def test_a_preparation_is_for_others_too(cluster: Cluster) -> None:
     cluster.hydratune(*cluster.slurm, *typed, "hydra.launcher.prepare={gpus_per_node:0,hold:true}")
     assert "preparation for job 0 and others pending (JobHeldUser)" in _status(cluster, sweep)
     cluster.hydratune("sweep", "cancel", "first_cancelled", "0")
-    cluster.call("scontrol", "release", *(name for name, _ in zip(sorted(cluster.queue()), "1", strict=False)))
+    cluster.call("scontrol", "release", cluster.tasks()[0])
     sweep.wait_for("done", 1)
     assert "1 done, 1 cancelled" in _status(cluster, sweep)
     # it has prepared, and not trained
@@ -424,12 +441,13 @@ def test_a_controller_that_is_away_for_a_moment(cluster: Cluster) -> None:
             stub = folder / command
             stub.write_text(text.format(folder=folder, fails=fails, **{command: shutil.which(command)}))
             stub.chmod(0o755)
-        lines = f"['export PATH={folder}:$PATH','echo site; sleep 3']"
+        lines = f"['export PATH={folder}:$PATH','until [ -e {cluster.folder}/seen ]; do sleep 0.1; done']"
         typed = [f"hydra.sweep.dir={name}", "seed=1", "trainer.max_steps=1", f"hydra.launcher.setup={lines}"]
         cluster.hydratune(*cluster.slurm, *typed)
     once, always = Sweep(cluster, "once"), Sweep(cluster, "always")
     wait_until("it is starting", lambda: "job 0 starting, on n" in _status(cluster, once))
     assert "job 0 starting, " in cluster.hydratune("sweep", "logs", "once")
+    (cluster.folder / "seen").touch()
     once.wait_for("done", 0)
     assert "start 2" in once.screen(0) and "start 3" not in once.screen(0)
     always.wait_for("failed", 0)
@@ -452,7 +470,6 @@ def test_a_preparation_is_one_process() -> None:
 def test_a_job_of_two_nodes(cluster: Cluster) -> None:
     """Two processes, each with half of the rows, train as one with all."""
     (cluster.folder / "reads.py").write_text(READS)
-    cluster.env["PYTHONPATH"] = f"{cluster.folder}:{cluster.env.get('PYTHONPATH', '')}"
     typed = [
         *cluster.run, "lora=all_linear", "lora.lora_dropout=0", "trainer.max_steps=5", "seed=1",
         "trainer.learning_rate=1e-3", "trainer.callbacks=[reads:Reads]",
@@ -487,13 +504,16 @@ def test_waiting_at_a_terminal(cluster: Cluster) -> None:
     """Has a table that changes."""
     mine, theirs = pty.openpty()
     typed = [*cluster.slurm, "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=watched", "hydra.launcher.wait=true"]
-    command = cluster.command(*typed, "+hydra.launcher.sbatch.begin=now+5")  # or it might run by the first look
+    command = cluster.command(*typed, "+hydra.launcher.sbatch.hold=true")
     watching = subprocess.Popen(command, cwd=cluster.folder, env=cluster.env, stdout=theirs)
     os.close(theirs)
-    seen = b""
+    seen, held = b"", True
     with suppress(OSError):  # by which a terminal ends
         while more := os.read(mine, 1024):
             seen += more
+            if held and seen.count(b"queued, pending") > 1:  # in two tables
+                cluster.call("scontrol", "release", *cluster.queue())
+                held = False
     assert watching.wait() == 0
     tables = re.split(r"\x1b\[\d+F\x1b\[J", seen.decode().replace("\r", ""))
     assert len(tables) > 2 and "queued, pending" in tables[0] and "Ctrl-C leaves them to Slurm" in tables[0]

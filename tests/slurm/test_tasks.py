@@ -11,14 +11,9 @@ TWO = ("--ntasks=2",)
 
 
 def test_two_tasks_are_one_run_that_a_signal_requeues(cluster: Cluster) -> None:
-    job = cluster.submit("trainer.max_steps=400", options=TWO)
-    cluster.wait_for_training(job)
+    job = cluster.train(options=TWO)
     cluster.call("scancel", "--signal=USR1", job)
-    ended = cluster.wait_for(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.output(job)
-    assert cluster.output(job).count("saved at step") == 1
-    assert "going on from checkpoint-" in cluster.output(job)
-    assert cluster.steps() == list(range(1, 401))
+    cluster.goes_on(job)
     receipt = json.loads((cluster.folder / "run" / "receipts" / "train.json").read_text())
     assert receipt["hardware"]["world_size"] == 2
 
