@@ -43,6 +43,7 @@ def write_sweep(root: Path, jobs: Iterable[Job], objective: str = ACC, direction
 
 def _write_job(run: RunDir, job: Job, objective: str) -> None:
     run.root.mkdir()
+    run.config.write_text("seed: 42\n")
     if job.state == "waiting":
         return
     value, known = job.value, None

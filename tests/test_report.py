@@ -126,14 +126,14 @@ def test_seeds_are_one_row(said: Callable[..., list[str]], tmp_path: Path) -> No
     )
     assert "one seed" not in "".join(lines)
     assert [row["jobs"] for row in table(root)] == ["3 4 5", "0 1 2"]
-    assert said(best, root)[0] == "hydratune experiment=demo lora.r=8 seed=1"
+    assert said(best, root)[0] == f"hydratune --from {root}/3"
 
 
 def test_best(said: Callable[..., list[str]], tmp_path: Path) -> None:
     jobs = [Job(["a=1"], scored(0.2)[0]), Job(["a=[x, 'y']"], scored(0.9)[0]), Job(["a=3"], scored(0.88)[0])]
-    root = write_sweep(tmp_path / "sweep", jobs, config_dir="/my conf")
+    root = write_sweep(tmp_path / "my sweep", jobs)
     lines = said(best, root)
-    assert lines[0] == """hydratune --config-dir '/my conf' experiment=demo 'a=[x, '"'"'y'"'"']'"""
+    assert lines[0] == f"hydratune --from '{root}/1'"  # there is no key a: its words give no such run
     assert lines[1] == f"{ACC} 0.900 ± 0.030, a=[x, 'y']; 1 of the 2 other settings can't be told from it"
     assert not (root / "report").exists()
 

@@ -34,7 +34,7 @@ class GridSweeper(Sweeper):
 
         from hydratune.config.schema import ConfigError
         from hydratune.sweep.grid import grid
-        from hydratune.sweep.here import FAILED
+        from hydratune.sweep.search import FAILED
 
         assert self.hydra_context and self.launcher and self.config is not None
         for key in self.unknown:
@@ -63,10 +63,15 @@ class _Launcher(Launcher):
         """Check every job, then start the first. Jobs are known by their settings: the index is not looked at."""
         from hydratune.sweep.jobs import planned
         from hydratune.sweep.launching import launch, settings_of
+        from hydratune.sweep.search import failed, note
 
         # before anything is composed: what is wrong with them is told at once
         settings = settings_of(f"{type(self).__module__}.{type(self).__name__}", self.settings)
-        return launch(planned(self.hydra_context.config_loader, self.config, job_overrides), settings)
+        plan = planned(self.hydra_context.config_loader, self.config, job_overrides)
+        returned = launch(plan, settings, failures=len(failed - {str(job.root) for job in plan.jobs}))
+        if not str(self.config.hydra.sweeper.get("_target_")).endswith(f".{GridSweeper.__name__}"):
+            note(returned, self.settings.get("max_failures"))
+        return returned
 
 
 class HereLauncher(_Launcher):

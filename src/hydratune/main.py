@@ -21,6 +21,7 @@ from hydratune.config.schema import Config, ConfigError, RunError
 from hydratune.config.secrets import redacted_override
 from hydratune.config.typed import Typed, split_arguments
 from hydratune.run.ranks import Ranks, leading, take_ranks, together
+from hydratune.sweep.search import failures_told
 
 
 def main() -> None:
@@ -71,7 +72,10 @@ def _command(arguments: list[str], me: Ranks) -> None:
         if not typed.completes and looks_wrong(typed):
             refuse_mistakes(typed)
         sys.argv[1:] = typed.rest
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(lambda c: _run(c, typed, me))()
+        with failures_told():
+            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(
+                lambda c: _run(c, typed, me)
+            )()
 
 
 def _refuse_combinations(typed: Typed, me: Ranks) -> None:

@@ -36,6 +36,7 @@ class Row:
 
     overrides: tuple[str, ...]
     jobs: list[Finished] = field(default_factory=list)
+    missing: int = 0  # jobs without a value
     stderr: float | None = None  # over documents or rows
     difference: float | None = None  # from the best, in the objective's own units
     ci_low: float | None = None  # 95%
@@ -48,6 +49,11 @@ class Row:
     def value(self) -> float:
         """The mean over seeds."""
         return math.fsum(job.value for job in self.jobs) / len(self.jobs)
+
+    @property
+    def lacks(self) -> str:
+        """What is not known of it; empty where nothing is missing."""
+        return f"{self.missing} of its {self.missing + len(self.jobs)} seeds have no value" if self.missing else ""
 
     @property
     def seed_sd(self) -> float | None:
@@ -67,8 +73,12 @@ class Board:
 
 
 def leaderboard(rows: Iterable[Row], lower: bool, read: Callable[[int], Units | str]) -> Board:
-    """`read` gives a job's units, or why it has none; of few jobs at a time, whatever their number."""
-    ordered = sorted(rows, key=lambda row: row.value if lower else -row.value)
+    """`read` gives a job's units, or why it has none; of few jobs at a time, whatever their number.
+
+    A setting of which a seed failed or waits is below those that are whole, and not compared: the seeds that are missing
+    may be the bad ones.
+    """
+    ordered = sorted(rows, key=lambda row: (bool(row.missing), row.value if lower else -row.value))
     if not ordered:
         return Board([])
     best, *others = ordered
@@ -137,7 +147,9 @@ class _Comparison:
                 _tell([row], self.best, found)
                 continue
             row.stderr, row.difference = _error(found.contributions), row.value - self.best.value
-            if found.asked != self.first.asked or found.unit != self.first.unit:
+            if row.missing:
+                row.reason = row.lacks
+            elif found.asked != self.first.asked or found.unit != self.first.unit:
                 row.reason = f"it was asked about other {UNITS[found.unit]} than the best, or in another way"
             elif len(found.shares) < 2:
                 row.reason = f"a single {found.unit} tells nothing"
@@ -227,4 +239,4 @@ def _told(row: Row) -> float | None:
 
 def _tell(rows: list[Row], best: Row, reason: str) -> None:
     for row in rows:
-        row.stderr, row.difference, row.reason = _told(row), row.value - best.value, reason
+        row.stderr, row.difference, row.reason = _told(row), row.value - best.value, row.lacks or reason

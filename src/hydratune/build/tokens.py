@@ -65,6 +65,11 @@ def open_tokens(
     return Prepared(folder)
 
 
+def token_key(conf: DataConf, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """The name of the folder that `build_tokens` would find or build. Raises ConfigError where there are no rows."""
+    return _key(conf, training_parts(conf), validation_parts(conf), tokenizer, max_length)
+
+
 def _key(
     conf: DataConf, parts: list[Part], held_out: list[Part], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> str:

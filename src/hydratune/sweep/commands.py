@@ -111,9 +111,9 @@ def _cancel(words: list[str]) -> None:
 def _resume(words: list[str]) -> None:
     from hydra.core.utils import JobStatus
 
-    from hydratune.sweep.here import FAILED
     from hydratune.sweep.jobs import reopened
     from hydratune.sweep.launching import keys_of, launch, settings_over
+    from hydratune.sweep.search import FAILED
     from hydratune.sweep.status import allow
 
     saved = SweepDir(Path(words[0])).info["launcher"] if words else {"_target_": "HereLauncher"}

@@ -1,5 +1,6 @@
 """How a job's process ended, for the record of a job that did not come to writing it."""
 
+import math
 import os
 import platform
 import signal
@@ -27,13 +28,15 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     shown: int = 0  # bytes of its screen
     asked: float | None = None  # when it was asked to stop, monotonic
-    why: str = ""  # it was asked to
-    deadline: float | None = None  # monotonic, after which it is killed
+    why: str = ""  # it was asked to, where that makes it a failure
+    deadline: float = math.inf  # monotonic, after which it is killed
+    late: str = ""  # how long it had to end, of one that didn't and was killed
 
-    def ask(self, number: int, why: str = "") -> None:
-        """To save its state and end."""
+    def ask(self, number: int, grace_min: float | None, why: str = "") -> None:
+        """To save its state and end, which may take `grace_min`."""
         if self.asked is None:
             self.asked, self.why = time.monotonic(), why
+            self.deadline = math.inf if grace_min is None else self.asked + grace_min * 60
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
 
@@ -46,7 +49,9 @@ def settled(one: Running, status: int) -> Record | None:
     root = one.job.root
     record = read_record(root)
     if record is None or record.pid != one.process.pid or record.host != platform.node():
-        if one.asked is not None or (record and (record.attempt > one.attempts or record.state == "done")):
+        if (one.asked is not None and not one.why) or (
+            record and (record.attempt > one.attempts or record.state == "done")
+        ):
             return None
         record = Record("running", attempt=one.attempts + 1, started=time.time())
     if record.state == "running":
@@ -56,8 +61,9 @@ def settled(one: Running, status: int) -> Record | None:
                 write_record(root, record)
         except RunError:  # another process goes on with it already
             return None
-    if one.why and record.state == "stopped":
-        record = replace(record, state="failed", cause=f"{one.why}; its state is saved, and resume goes on")
+    if one.why and record.state in ("stopped", "interrupted"):
+        left = "its state is saved, and resume goes on" if record.state == "stopped" else "its last checkpoint goes on"
+        record = replace(record, state="failed", cause=f"{one.why}{one.late and f' and {one.late}'}; {left}")
         write_record(root, record)
     return record
 
@@ -66,7 +72,8 @@ def _told_by(record: Record, one: Running, status: int) -> Record:
     if status == SAVED:
         return record.at_end("stopped")
     if one.asked is not None and (status < 0 or status == 130):
-        return record.at_end("interrupted", "it was ended before it had saved its state: its last checkpoint goes on")
+        how = f"asked to end and {one.late}" if one.late else "ended before it had saved its state"
+        return record.at_end("interrupted", f"it was {how}: its last checkpoint goes on")
     return record.at_end("failed", _cause(status, RunDir(one.job.root).screen))
 
 

@@ -17,8 +17,7 @@ from hydratune.run.signals import SAVED, handled
 from hydratune.sweep import processes
 from hydratune.sweep.jobs import Checked, Job, Plan
 from hydratune.sweep.runner import Runner
-
-FAILED = 3  # exit status of a sweep with failed jobs
+from hydratune.sweep.search import JobFailed
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Here:
     n_jobs: int | str = "auto"
     max_failures: int | None = None
     timeout_min: float | None = None
+    grace_min: float | None = 10
     start_method: str = "auto"
 
     def __post_init__(self) -> None:
@@ -35,8 +35,10 @@ class Here:
             raise ConfigError(f"hydra.launcher.n_jobs is auto or a number above 0, found {self.n_jobs!r}.")
         if self.max_failures is not None and not (_is_number(self.max_failures, int) and self.max_failures > 0):
             raise ConfigError(f"hydra.launcher.max_failures is null or a number above 0, found {self.max_failures!r}.")
-        if self.timeout_min is not None and not (_is_number(self.timeout_min, float) and self.timeout_min > 0):
-            raise ConfigError(f"hydra.launcher.timeout_min is null or minutes above 0, found {self.timeout_min!r}.")
+        for name in ("timeout_min", "grace_min"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value, float) and value > 0):
+                raise ConfigError(f"hydra.launcher.{name} is null or minutes above 0, found {value!r}.")
         if self.start_method not in ("auto", "fork", "spawn"):
             raise ConfigError(f"hydra.launcher.start_method is auto, fork or spawn, found {self.start_method!r}.")
 
@@ -73,10 +75,10 @@ class Here:
         """Jobs that somebody else will start: here none, since who has a job's lock has it."""
         return set()
 
-    def run(self, plan: Plan) -> list[JobReturn]:
-        """Run what is left, and say how it ended."""
+    def run(self, plan: Plan, failures: int) -> list[JobReturn]:
+        """Run what is left, and say how it ended. `failures`: jobs of the same search that failed before."""
         gpus, slots = self._places()
-        runner = Runner(plan, self._forks(), slots, gpus, self.max_failures, self.timeout_min)
+        runner = Runner(plan, self._forks(), slots, gpus, self.max_failures, self.timeout_min, self.grace_min, failures)
         with handled(runner.take):
             runner.run()
         if runner.trouble:
@@ -103,7 +105,7 @@ def _gpus() -> list[str]:
     """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them. Asks the driver's files and no library."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     if said is not None:
-        return [name for name in said.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+        return [name for name in map(str.strip, said.split(",")) if name not in ("", "-1", "NoDevFiles")]
     return [str(number) for number in range(len([*Path("/proc/driver/nvidia/gpus").glob("*")]))]
 
 
@@ -119,7 +121,7 @@ def _ended(plan: Plan, runner: Runner) -> list[JobReturn]:
         say(f"{len(left)} of {len(found)} jobs are not done{why}: hydratune sweep resume {folder} goes on")
     say(f"\nhydratune sweep status {folder}    and likewise logs, report, best, resume, cancel")
     if runner.signals:
-        sys.exit(130 if runner.signals.count(signal.SIGINT) > 1 else SAVED)
+        sys.exit(130 if runner.hurried else SAVED)
     if plan.folder.is_cancelled():
         sys.exit(143)
     if left and not failed:
@@ -136,7 +138,7 @@ def returned(plan: Plan) -> list[JobReturn]:
             results.append(returned_of(job, JobStatus.COMPLETED, record.value))
         else:
             cause = record.cause if record and record.cause else state
-            results.append(returned_of(job, JobStatus.FAILED, RunError(f"{job.label} failed: {cause}")))
+            results.append(returned_of(job, JobStatus.FAILED, JobFailed(f"{job.label} failed: {cause}")))
     return results
 
 

@@ -1,5 +1,6 @@
 """A plan's way to its launcher, whose settings are those of its option in conf/hydra/launcher."""
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -58,15 +59,19 @@ def settings_over(saved: Mapping[str, Any], typed: Mapping[str, Any]) -> Here | 
     return settings_of(saved["_target_"], given)
 
 
-def launch(plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None = None) -> list[JobReturn]:
+def launch(
+    plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None = None, failures: int = 0
+) -> list[JobReturn]:
     """Check every job, write the sweep down, and have the launcher do what is left of it.
 
-    Of who resumes, `allow` takes back what was cancelled, once nothing stands in the way. Returns what Hydra's sweepers
-    get; of jobs that were only submitted, nothing.
+    Of who resumes, `allow` takes back what was cancelled, once nothing stands in the way. `failures`: jobs of the same
+    search that failed before. Returns what Hydra's sweepers get; of jobs that were only submitted, nothing.
     """
     root = plan.folder.root
     if plan.folder.is_cancelled() and allow is None:
         raise ConfigError(f"{root} was cancelled: type hydratune sweep resume {root} to go on.")
+    # a caller that ignores it passes that on, and how a child of ours ends would then be lost
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     launcher.ready(plan)
     asked = [(job.config, pipeline.unfinished(job.config)) for job in plan.jobs]
     processes.import_in_one_thread(lambda: preflight.import_for(asked))
@@ -84,10 +89,13 @@ def launch(plan: Plan, launcher: Here | Slurm, allow: Callable[[], None] | None 
         allow()
     plan, kept = plan.register(submitted)
     if kept:
-        say(
-            f"{len(kept)} of the jobs are at work or in Slurm's queue with other settings, which they keep: type the same "
-            "command again when they have ended"
-        )
+        if isinstance(launcher, Slurm):
+            say(
+                f"{len(kept)} of the jobs are at work or in Slurm's queue with other settings, which they keep: type the "
+                "same command again when they have ended"
+            )
+        else:
+            say(f"{len(kept)} of the jobs are at work with other settings: when they have ended, they go on with these")
     if plan.reuse:
         take_over(plan)
-    return launcher.run(plan)
+    return launcher.run(plan, failures)

@@ -5,7 +5,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hydratune.run.table import columns
@@ -36,6 +36,7 @@ class Shown:
     lower: bool  # is better
     board: "Board"
     unfinished: list[Unfinished]
+    changed: list[int] = field(default_factory=list)  # jobs whose words mean other settings by now
 
 
 def as_screen(seen: Shown) -> str:
@@ -75,17 +76,25 @@ def as_csv(seen: Shown) -> str:
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow([
         "rank", *keys, seen.objective, "stderr", "difference", "ci_low", "ci_high", "p_corrected", "verdict", "seeds",
-        "seed_sd", "jobs", "seconds", "reason",
+        "seeds_missing", "seed_sd", "jobs", "seconds", "reason",
     ])  # fmt: skip
     for rank, row in enumerate(rows, 1):
         table.writerow([
             rank, *_values(row.overrides, keys), row.value, row.stderr, row.difference, row.ci_low, row.ci_high, row.p,
-            row.verdict, len(row.jobs), row.seed_sd, _numbers(row), _seconds(row), row.reason,
+            row.verdict, len(row.jobs), row.missing, row.seed_sd, _numbers(row), _seconds(row), row.reason or row.lacks,
         ])  # fmt: skip
     for one in seen.unfinished:
         empty = [None] * 6
-        table.writerow(["", *_values(one.overrides, keys), *empty, one.state, None, None, one.number, None, one.cause])
+        more = [one.state, None, None, None, one.number, None, one.cause]
+        table.writerow(["", *_values(one.overrides, keys), *empty, *more])
     return buffer.getvalue()
+
+
+def without_value(unfinished: Sequence[Unfinished]) -> str:
+    """A line that counts them, by their states."""
+    one, counts = len(unfinished) == 1, Counter(job.state for job in unfinished)
+    states = ", ".join(f"{count:,} {'done without one' if s == 'done' else s}" for s, count in counts.items())
+    return f"{len(unfinished):,} job{'' if one else 's'} {'has' if one else 'have'} no value yet ({states})"
 
 
 def of_best(objective: str, board: "Board") -> str:
@@ -94,6 +103,8 @@ def of_best(objective: str, board: "Board") -> str:
     line = f"{objective} {with_error(winner.value, winner.stderr)}, {_named(winner.overrides)}"
     if len(winner.jobs) > 1:
         line += f", the mean of {len(winner.jobs)} seeds (jobs {_numbers(winner)})"
+    if winner.missing:
+        line += f", though {winner.lacks}, and no setting has all"
     if not others:
         return f"{line}: the only setting that has finished"
     if board.reason:
@@ -108,7 +119,7 @@ def notes(seen: Shown) -> list[str]:
     """What the verdicts rest on, without the full stop."""
     board, rows = seen.board, seen.board.rows
     if len(rows) < 2:
-        return []
+        return _of_changed(seen.changed)
     found = [f"{'lower' if seen.lower else 'higher'} is better; ± is the standard error over {board.units or 'units'}"]
     if not any(row.stderr is not None for row in rows):
         found = [f"{'lower' if seen.lower else 'higher'} is better"]
@@ -137,7 +148,16 @@ def notes(seen: Shown) -> list[str]:
         found.append(f"{single:,} of the settings have one seed: how far another would move them is not known")
     if single < len(rows):
         found.append("of several seeds: their mean, with their standard deviation as sd; intervals and p are over both")
-    return found
+    return found + _of_changed(seen.changed)
+
+
+def _of_changed(numbers: Sequence[int]) -> list[str]:
+    """Where a file, such as an experiment's, was edited since."""
+    if not numbers:
+        return []
+    more = f" and {len(numbers) - TOP:,} more" if numbers[TOP:] else ""
+    named = f"job{'s' * (len(numbers) > 1)} {' '.join(map(str, numbers[:TOP]))}{more}"
+    return [f"{named} trained with other settings than the same words give by now: a file was edited since"]
 
 
 def key_of(word: str) -> str:
@@ -160,11 +180,13 @@ def _titles(seen: Shown) -> list[str]:
 
 
 def _cells(rank: int, row: "Row", widest: int = 0) -> list[str]:
-    seeds = str(len(row.jobs)) + ("" if row.seed_sd is None else f" (sd {row.seed_sd:.2g})")
+    of = f" of {len(row.jobs) + row.missing}" if row.missing else ""
+    seeds = f"{len(row.jobs)}{of}" + ("" if row.seed_sd is None else f" (sd {row.seed_sd:.2g})")
     jobs = _numbers(row)
+    verdict = f"{row.verdict}: {row.lacks}" if row.missing and row.verdict != BEST else row.verdict
     return [
         str(rank), _short(_named(row.overrides), widest), with_error(row.value, row.stderr), _interval(row), _p(row.p),
-        row.verdict, seeds, _short(jobs, widest and 20), f"{_seconds(row):.0f}",
+        verdict, seeds, _short(jobs, widest and 20), f"{_seconds(row):.0f}",
     ]  # fmt: skip
 
 

@@ -87,6 +87,14 @@ def start(
         )  # fmt: skip
 
 
+def kill(process: Process) -> None:
+    """With what it has started: it leads a session, and so a group, of its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # a fork that has yet to begin one
+        os.kill(process.pid, signal.SIGKILL)
+
+
 def _forked(run: Callable[[], object]) -> Fork:
     """A child that does `run` and ends with its exit status, as a process of its own would."""
     sys.stdout.flush()

@@ -6,24 +6,25 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydratune.config.schema import ConfigError
 from hydratune.run.console import say
 from hydratune.run.job import Record
-from hydratune.run.layout import RunDir, write_atomically
+from hydratune.run.layout import write_atomically
 from hydratune.sweep import leaderboard_text as text
 from hydratune.sweep.folder import Entry, SweepDir
 from hydratune.sweep.leaderboard_text import Unfinished
-from hydratune.sweep.ranking import least_is_best
+from hydratune.sweep.ranking import least_is_best, units_of_run
 
 if TYPE_CHECKING:  # numpy, which a mistake should not wait for
     from hydratune.build.leaderboard import Board, Row
     from hydratune.build.units import Units
 
-MODELS = ("base", "adapter", "merged")
 DIRECTIONS = ("minimize", "maximize")
+COMPOSED = 100  # jobs whose words are composed again, of which each takes some milliseconds
 
 
 @dataclass
@@ -37,14 +38,7 @@ class Found:
 
     def units(self, number: int) -> "Units | str":
         """A job's documents or rows, or why it has none."""
-        from hydratune.build.units import read_units
-
-        run = RunDir(self.folder.run_of(number))
-        if self.objective == "train/validation_loss":
-            return read_units(run.validation, self.objective)
-        if self.objective.partition("/")[0] in MODELS:
-            return read_units(run.documents, self.objective)
-        return f"{self.objective} is not kept by documents or rows"
+        return units_of_run(self.folder.run_of(number), self.objective)
 
 
 def report(words: list[str]) -> None:
@@ -55,7 +49,7 @@ def report(words: list[str]) -> None:
     root, direction = _typed(words, "report")
     found, lower, board = _read(root, direction)
     folder = root / "report"
-    seen = text.Shown(found.objective, lower, board, found.unfinished)
+    seen = text.Shown(found.objective, lower, board, found.unfinished, _changed(found, board))
     say(text.as_screen(seen))
     try:
         write_atomically(folder / "leaderboard.csv", text.as_csv(seen))
@@ -72,17 +66,13 @@ def best(words: list[str]) -> None:
     """Print the command that trains the best setting again, and how sure it is that it is the best."""
     root, direction = _typed(words, "best")
     found, _, board = _read(root, direction)
-    winner = board.rows[0]
-    words_of = {entry.number: entry.words for entry in found.folder.entries() if entry.number == winner.jobs[0].number}
-    place = found.folder.info.get("config_dir")
-    given = ["--config-dir", place] if place else []
-    number = winner.jobs[0].number
-    if any(word.startswith("sweep=") for word in found.folder.info.get("typed", [])):
-        # a named grid may set more than what it sweeps, and typed again it would be a sweep
-        say(shlex.join(["hydratune", "--from", str(found.folder.run_of(number))]))
-    else:
-        say(shlex.join(["hydratune", *given, *words_of[number]]))
+    from hydratune.sweep.winner import command
+
+    number = board.rows[0].jobs[0].number
+    say(shlex.join(command(found.folder, next(one for one in found.folder.entries() if one.number == number))))
     say(text.of_best(found.objective, board))
+    if found.unfinished:
+        say(text.without_value(found.unfinished))
 
 
 def _typed(words: Sequence[str], verb: str) -> tuple[Path, str | None]:
@@ -116,6 +106,7 @@ def _jobs(folder: SweepDir) -> Found:
 
     settings: dict[tuple[str, ...], Row] = {}
     unfinished: list[Unfinished] = []
+    swept = folder.info.get("swept", [])
     objectives: Counter[str] = Counter()
     done: list[tuple[Entry, Record]] = []
     for entry, record, state in folder.states():
@@ -124,7 +115,7 @@ def _jobs(folder: SweepDir) -> Found:
             done.append((entry, record))
         else:
             cause = (record.cause if record else None) or ("it has no objective" if state == "done" else "")
-            unfinished.append(Unfinished(entry.number, entry.overrides, state, cause))
+            unfinished.append(Unfinished(entry.number, _overrides(entry, swept), state, cause))
     if not objectives:
         counts = ", ".join(f"{n} {state}" for state, n in Counter(one.state for one in unfinished).items())
         raise ConfigError(
@@ -135,14 +126,23 @@ def _jobs(folder: SweepDir) -> Found:
     for entry, record in done:
         if record.objective != objective or record.value is None or not math.isfinite(record.value):
             cause = f"its objective is {record.objective}, {'none' if record.value is None else record.value}"
-            unfinished.append(Unfinished(entry.number, entry.overrides, "done", cause))
+            unfinished.append(Unfinished(entry.number, _overrides(entry, swept), "done", cause))
             continue
-        setting, seed = _setting(entry.overrides)
+        setting, seed = _setting(_overrides(entry, swept))
         row = settings.setdefault(setting, Row(setting))
         row.jobs.append(Finished(entry.number, seed, record.value, record.seconds, record.stderr))
     if not settings:
         raise ConfigError(f"No job in {folder.root} has a finite {objective}: all {len(done)} have diverged.")
+    for one in unfinished:
+        setting, _ = _setting(one.overrides)
+        if setting in settings:
+            settings[setting].missing += 1
     return Found(folder, objective, list(settings.values()), unfinished)
+
+
+def _overrides(entry: Entry, swept: Sequence[str]) -> Sequence[str]:
+    """Of all that is swept: the sweep may have been extended by a key of which it had one value when the job was noted."""
+    return [word for word in entry.words if text.key_of(word) in swept] or entry.overrides
 
 
 def _setting(overrides: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -152,18 +152,23 @@ def _setting(overrides: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
 
 
 def _lower(found: Found, direction: str) -> bool:
-    """Whether lower is better, as asked, else by the objective's name or by its task. Raises ConfigError where none tells."""
-    lower = least_is_best(found.objective, direction)
+    """Whether lower is better, as asked, else by its task or by the objective's name. Raises ConfigError where none tells."""
+    runs = (found.folder.run_of(row.jobs[0].number) for row in found.settings)
+    lower = least_is_best(found.objective, direction, runs)
     if lower is not None:
         return lower
-    for row in found.settings[:20]:
-        units = found.units(row.jobs[0].number)
-        if not isinstance(units, str) and units.higher_is_better is not None:
-            return not units.higher_is_better
     raise ConfigError(
         f"Whether a higher {found.objective} is better is not known: type hydratune sweep report {found.folder.root} "
         "direction=maximize, or direction=minimize."
     )
+
+
+def _changed(found: Found, board: "Board") -> list[int]:
+    """The jobs, of the best settings, whose words give other settings by now."""
+    from hydratune.sweep.winner import changed
+
+    ranked = {job.number for job in islice((job for row in board.rows for job in row.jobs), COMPOSED)}
+    return changed(found.folder, [entry for entry in found.folder.entries() if entry.number in ranked])
 
 
 def _figures(folder: Path, seen: text.Shown) -> str:

@@ -1,7 +1,6 @@
 """Runs the jobs of a plan, of which other processes may do some: whoever holds a job's lock does it."""
 
 import fcntl
-import os
 import platform
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import IO
 from hydratune import pipeline
 from hydratune.config.load import saved_form
 from hydratune.config.typed import quoted
+from hydratune.run import receipt
 from hydratune.run.console import say, show
 from hydratune.run.job import AFTER_ATTEMPT, Record, is_cancelled, look_at, read_record
 from hydratune.run.layout import RunDir, is_held
@@ -20,7 +20,8 @@ from hydratune.sweep.ending import Running, settled
 from hydratune.sweep.jobs import Job, Plan
 
 TICK = 0.05  # seconds between two looks at the processes
-GRACE = 5.0  # seconds from the second Ctrl-C to SIGKILL; after the first a job takes as long as its step does
+GRACE = 5.0  # seconds from the second Ctrl-C, or SIGTERM, to SIGKILL
+TWICE = 1.0  # seconds: `timeout` and the like send SIGTERM to a process and then to its group, which is no second one
 SAID_AGAIN = 60.0  # seconds between two lines that say how far several jobs are
 
 
@@ -28,22 +29,29 @@ class Runner:
     """Starts jobs, looks after them, and stops them."""
 
     def __init__(
-        self, plan: Plan, fork: bool, slots: int, gpus: list[str], max_failures: int | None, timeout_min: float | None
-    ) -> None:
+        self, plan: Plan, fork: bool, slots: int, gpus: list[str], max_failures: int | None,
+        timeout_min: float | None, grace_min: float | None, failures: int,
+    ) -> None:  # fmt: skip
         self.plan, self.fork, self.slots, self.gpus = plan, fork, slots, gpus
-        self.max_failures, self.timeout_min = max_failures, timeout_min
+        self.max_failures, self.timeout_min, self.grace_min = max_failures, timeout_min, grace_min
         self.jobs = {job.number: job for job in plan.jobs}
         self.left: deque[Job] = deque()
         self.running: dict[int, Running] = {}
         self.before = {number: _attempts(read_record(job.root)) for number, job in self.jobs.items()}
-        self.failures = 0
+        self.failures = failures  # those of a search's earlier jobs among them
         self.trouble = ""  # with the disk, which ends the sweep
         self.signals: list[int] = []
         self.passed_on = 0  # how many of them
+        self.terminated = 0.0  # monotonic, when SIGTERM came
         self.told = time.monotonic()
 
     def take(self, number: int, _frame: FrameType | None) -> None:
         """A signal that asks to stop. Only noted, since it may come in the middle of anything."""
+        now = time.monotonic()
+        if number == signal.SIGTERM and now - self.terminated < TWICE:
+            return
+        if number == signal.SIGTERM:
+            self.terminated = now
         self.signals.append(number)
 
     def run(self) -> None:
@@ -72,15 +80,20 @@ class Runner:
         self._tell()
 
     def _pass_on(self) -> None:
-        """Signals go to the jobs at work: each saves its state; a second Ctrl-C ends all at once."""
+        """Signals go to the jobs at work: each saves its state; a second Ctrl-C or SIGTERM ends all at once."""
         new, self.passed_on = self.signals[self.passed_on :], len(self.signals)
         for one in self.running.values():
             for number in new:
-                one.ask(number)
+                one.ask(number, self.grace_min)
             if self.trouble and one.asked is None:
-                one.ask(signal.SIGTERM)
-            if new and self.signals.count(signal.SIGINT) > 1:
-                one.deadline = time.monotonic() + GRACE
+                one.ask(signal.SIGTERM, self.grace_min)
+            if new and self.hurried:
+                one.deadline = min(one.deadline, time.monotonic() + GRACE)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether somebody asked to stop a second time, and waits for no state to be saved."""
+        return any(self.signals.count(number) > 1 for number in (signal.SIGINT, signal.SIGTERM))
 
     @property
     def hopeless(self) -> bool:
@@ -91,12 +104,14 @@ class Runner:
         return bool(self.signals or self.trouble) or self.hopeless or self.plan.folder.is_cancelled()
 
     def _is_done(self, job: Job) -> bool:
-        """With the objective that is asked for now; of what was done since this process began nothing is doubted."""
+        """With the objective and the stages that are asked for now: another command may have asked for less."""
         (record, state), wanted = look_at(job.root), job.config.objective
-        if record is None or state != "done":
+        if record is None or state != "done" or wanted not in (None, record.objective):
             return False
-        lately = record.attempt > self.before[job.number]
-        return lately or (wanted in (None, record.objective) and not pipeline.unfinished(job.config))
+        left = set(pipeline.unfinished(job.config))
+        if record.attempt > self.before[job.number] and _answered(job, record):
+            left.discard("generate")
+        return not left
 
     def _try(self, job: Job) -> bool:
         """Start the job, unless another process has it, or has had it since this one began. False: no GPU is free."""
@@ -140,12 +155,14 @@ class Runner:
         limit = self.timeout_min
         if (status := one.process.poll()) is not None:
             self._ended(one, status)
-        elif one.deadline is not None and time.monotonic() > one.deadline:
-            os.kill(one.process.pid, signal.SIGKILL)
+        elif time.monotonic() > one.deadline:
+            if not self.hurried:
+                one.late = f"did not end within {self.grace_min:g} minutes (hydra.launcher.grace_min)"
+            processes.kill(one.process)
         elif one.asked is None and limit is not None and time.monotonic() - one.began > limit * 60:
-            one.ask(signal.SIGTERM, f"it took longer than hydra.launcher.timeout_min={limit:g}")
+            one.ask(signal.SIGTERM, self.grace_min, f"it took longer than hydra.launcher.timeout_min={limit:g}")
         elif one.asked is None and is_cancelled(one.job.root):
-            one.ask(signal.SIGTERM)
+            one.ask(signal.SIGTERM, self.grace_min)
 
     def _mirror(self, one: Running) -> None:
         """What the job has printed since the last time."""
@@ -184,6 +201,14 @@ class Runner:
 
 def _attempts(record: Record | None) -> int:
     return record.attempt if record else 0
+
+
+def _answered(job: Job, record: Record) -> bool:
+    """Whether the prompts were answered by that attempt: those of a file are never known to be the same again."""
+    run = RunDir(job.root)
+    done = receipt.read(run, "generate")
+    same = done is not None and done.get("key") == saved_form(job.config)["generate"]
+    return same and run.receipt("generate").stat().st_mtime >= record.started
 
 
 def _words(job: Job, trusted: bool) -> list[str]:

@@ -119,8 +119,8 @@ class Slurm:
         queue = slurm_queue.living(slurm_queue.in_queue(plan.folder))
         return {number for number, one in queue.items() if one.state != slurm_queue.ENDING}
 
-    def run(self, plan: Plan) -> list[JobReturn]:
-        """Submit what is left, and say how to follow it."""
+    def run(self, plan: Plan, failures: int) -> list[JobReturn]:
+        """Submit what is left, and say how to follow it. `failures` are of no matter: Slurm stops no job for another."""
         root = plan.folder.root
         with slurm_queue.one_submits(plan.folder) as lock:
             left, held = _left(plan)
@@ -153,7 +153,8 @@ def _left(plan: Plan) -> tuple[list[Job], list[Job]]:
         if not ending or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    gone = [job for job in plan.jobs if job.number not in alive and job not in ending and not is_cancelled(job.root)]
+    jobs = {job.number: job for job in plan.jobs}.values()  # a search may choose the same twice
+    gone = [job for job in jobs if job.number not in alive and job not in ending and not is_cancelled(job.root)]
     left = [job for job in gone if look_at(job.root)[1] != "done" or pipeline.unfinished(job.config)]
     return left, [job for job in ending if job.number not in queue]
 

@@ -32,8 +32,8 @@ def show_status(folder: SweepDir, everything: bool) -> None:
 
 def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
     """States, progress, the best so far, and the time left; each job where `everything` is asked for."""
-    info, counts, best = folder.info, Counter[str](), None
-    seconds, done, running = 0.0, 0, 0.0
+    info, counts = folder.info, Counter[str]()
+    seconds, done, running = 0.0, list[tuple[Entry, Record]](), 0.0
     lines: dict[str, list[str]] = {}
     queued, trouble = _asked_of_slurm(folder)
     queue = living(queued)
@@ -44,9 +44,8 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
             state = "queued"
         counts[state] += 1
         if record and state == "done":
-            seconds, done = seconds + record.seconds, done + 1
-            if _is_better(record, best and best[1], info["direction"]):
-                best = entry, record
+            seconds += record.seconds
+            done.append((entry, record))
         if record and state == "running":
             running += time.time() - record.started + record.seconds
         if everything or (
@@ -61,11 +60,11 @@ def status_lines(folder: SweepDir, everything: bool = False) -> list[str]:
         said += lines.get(state, [])
         if not everything and state in lines and counts[state] > SHOWN:
             said.append(f"  and {counts[state] - SHOWN} more {state}: all=true shows each")
-    if best:
+    if best := _best(folder, done, info["direction"]):
         said.append(f"best so far: {best[0].label}: {_value(best[1])}   (what it can be told from: sweep report)")
     left = counts["queued"] + counts["waiting"] + counts["running"] + counts["stopped"] + counts["interrupted"]
     if left and done and counts["running"]:
-        mean = seconds / done
+        mean = seconds / len(done)
         rest = max(0.0, mean * left - running) / counts["running"]
         said.append(
             f"about {timedelta(seconds=round(rest))} left, {mean:.0f} s a job and {counts['running']} at a time"
@@ -93,14 +92,17 @@ def _is_starting(state: str, slurm: Queued | None) -> bool:
     return slurm is not None and slurm.state == "RUNNING" and state in ("waiting", "stopped", "interrupted")
 
 
-def _is_better(one: Record, other: Record | None, direction: str) -> bool:
-    """Than the best so far, of the same objective; nothing is where its name doesn't tell which way is better."""
-    least = least_is_best(one.objective or "", direction)
-    if least is None or one.value is None or not math.isfinite(one.value):
-        return False
-    if other is None or other.value is None:
-        return True
-    return one.objective == other.objective and (one.value < other.value if least else one.value > other.value)
+def _best(folder: SweepDir, done: list[tuple[Entry, Record]], direction: str) -> tuple[Entry, Record] | None:
+    """Of those with the most frequent objective; none is where nothing tells which way it is better."""
+    known = [one for one in done if one[1].value is not None and math.isfinite(one[1].value)]
+    if not known:
+        return None
+    ((objective, _),) = Counter(record.objective for _, record in known).most_common(1)
+    same = [(entry, record) for entry, record in known if record.objective == objective]
+    least = least_is_best(objective or "", direction, (folder.run_of(entry.number) for entry, _ in same))
+    if least is None:
+        return None
+    return (min if least else max)(same, key=lambda one: one[1].value or 0.0)
 
 
 def _value(record: Record) -> str:
