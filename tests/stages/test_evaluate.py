@@ -376,15 +376,13 @@ def test_a_prompt_with_two_bos_is_refused(trained: Path) -> None:
 
 
 def test_a_template_that_refuses_the_system_message(trained: Path) -> None:
-    run, template = copied(trained, "no-system"), trained / "model/chat_template.jinja"
-    before = template.read_text()
-    template.write_text(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + before
-    )
+    run = copied(trained, "no-system")
+    template = trained / run / "adapter/chat_template.jinja"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
     said = call(
         trained, f"run_dir={run}", "stages=[evaluate]", "benchmark.include_path=tasks", f"benchmark.tasks=[{ALL}]",
         "benchmark.models=[base]", "benchmark.system_instruction=Be brief.", status=1,
     )  # fmt: skip
-    template.write_text(before)
     assert "The chat template refuses a prompt of this task (system, user, …): no system here." in said
     assert "Traceback" not in said

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 from warm import run_warm
 
-from hydratune.stages import generate
+from hydratune.build.endings import ends_of, stop_token
 
 pytestmark = pytest.mark.slow
 
@@ -143,11 +143,11 @@ def test_the_likeliest_token_whatever_the_model_prefers(trained: Path, tmp_path:
 def test_an_answer_ends_where_the_template_ends_a_turn(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2))
-    assert generate._ends(model, tokenizer) == [2]
+    assert ends_of(model, stop_token(tokenizer)) == [2]
     tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "unk_token")
-    assert generate._ends(model, tokenizer) == [0, 2]
+    assert ends_of(model, stop_token(tokenizer), 5) == [0, 2, 5]
     tokenizer.chat_template = None
-    assert generate._ends(model, tokenizer) == [2]
+    assert ends_of(model, stop_token(tokenizer)) == [2]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from typing import Any
 
 
 def stop_token(tokenizer: Any) -> int | None:
-    """The token that ends an assistant's turn; None where the chat template writes none."""
+    """The token that ends an assistant's turn; None where the chat template writes none, or there is none."""
     from hydratune.build.rendering import Renderer
 
-    stop = Renderer(tokenizer).stop
+    stop = Renderer(tokenizer).stop if tokenizer.chat_template else None
     return None if stop is None else int(tokenizer.convert_tokens_to_ids(stop))
 
 

@@ -61,7 +61,7 @@ def _answers(config: Config, model: Any, tokenizer: Any, prompts: list[str]) -> 
     conf = config.generate
     set_seed(config.seed)
     sampling = {"temperature": conf.temperature, "top_k": conf.top_k, "top_p": conf.top_p} if conf.do_sample else {}
-    ends = ends_of(model, stop_token(tokenizer) if tokenizer.chat_template else None, tokenizer.eos_token_id)
+    ends = ends_of(model, stop_token(tokenizer), tokenizer.eos_token_id)
     model.generation_config = GenerationConfig()  # the model's own may penalize repetition, or search with beams
     size = 1 if conf.stream else conf.batch_size
     texts: list[str] = []

@@ -126,7 +126,7 @@ def _line(entry: Entry, record: Record | None, state: str, root: Path, slurm: Qu
     elif record and state == "failed":
         words.append(f"(attempt {record.attempt}): {record.cause}")
     elif record and state == "interrupted":
-        words.append(f"on {record.host}: killed without a word")
+        words.append(f"on {record.host}: {record.cause or 'killed without a word'}")
     return ", ".join(words).replace(f"{state}, (", f"{state} (") if state == "failed" else ", ".join(words)
 
 
