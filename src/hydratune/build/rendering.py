@@ -86,7 +86,9 @@ class Renderer:
         with suppress(*REFUSED):
             prompt = self.render(chat.messages[:-1], chat.tools, prompt=True)
             (made,) = self.rendered([chat], "last")
-            return not isinstance(made, ValueError) and made[0].startswith(prompt) and made[1][0][0] <= len(prompt)
+            if isinstance(made, ValueError) or not made[0].startswith(prompt):
+                return False
+            return all(start <= len(prompt) for start, _ in made[1])  # none where the row itself weighs the answer 0
         return False
 
     def tokens(self, rows: Sequence[Chat | Text], loss: str) -> list[Tokens | ValueError]:
