@@ -82,12 +82,14 @@ def _cpu(pid: int) -> float:
 
 def _watch(pid: int, peak: list[float], ended: threading.Event) -> None:
     status = Path(f"/proc/{pid}/status")
-    while not ended.wait(0.02):
+    while True:  # the first look before any wait: a process that does nothing has ended by then
         try:
             lines = status.read_text().splitlines()
         except OSError:
             return
         peak[0] = max([peak[0], *(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))])
+        if ended.wait(0.02):
+            return
 
 
 def in_turn(
