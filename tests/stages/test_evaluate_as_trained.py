@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from hydratune.build.adapter import switches_off
 from hydratune.build.sources import DEMO
 from hydratune.build.statistics import FEWEST, paired
+from hydratune.build.units import read_units
 
 pytestmark = pytest.mark.slow
 # a turn ends with a token that the model names nowhere
@@ -105,6 +106,8 @@ def test_the_score_of_several_samplings_is_their_mean(trained: Path) -> None:
     assert len(each) == 3 and len({*each}) > 1
     metrics = json.loads((trained / "run/metrics.json").read_text())
     assert metrics["base/try/chrf"] == pytest.approx(np.mean(each))
+    units = read_units(trained / "run/benchmark/documents.npz", "base/try/exact_match")
+    assert not isinstance(units, str) and units.values.mean() == pytest.approx(metrics["base/try/exact_match"])
 
 
 def test_prompts_that_were_cut_are_told_of_answers_from_the_cache(trained: Path) -> None:

@@ -101,7 +101,7 @@ def read_units(path: Path, name: str) -> Units | str:
 
 
 def units_of(models: Mapping[str, "list[Scores]"]) -> dict[str, Units | str]:
-    """`<model>/<task>/<metric>` -> the documents' scores, as metrics.json has them: those of the first sampling."""
+    """`<model>/<task>/<metric>` -> the documents' scores, as metrics.json has them: their means over the samplings."""
     found: dict[str, Units | str] = {}
     for model, scores in models.items():
         settings = {one.task: one.settings for one in scores if one.settings}
@@ -111,7 +111,7 @@ def units_of(models: Mapping[str, "list[Scores]"]) -> dict[str, Units | str]:
                 found[name] = one.reason
                 continue
             found[name] = Units(
-                values=one.samplings[0],
+                values=one.values,
                 weights=one.weights,
                 aggregation=one.aggregation,
                 higher_is_better=one.higher_is_better,
