@@ -150,8 +150,7 @@ def _files_of(conf: BenchmarkConf) -> list[tuple[str, int, int]]:
     for name in named:
         for path in map(Path, glob.glob(str(Path(name).expanduser()), recursive=True)):
             found |= {path} if path.is_file() else {inner for inner in path.rglob("*") if inner.is_file()}
-    states = {path: path.stat() for path in sorted(found) if "__pycache__" not in path.parts}
-    return [(str(path), state.st_size, state.st_mtime_ns) for path, state in states.items()]
+    return [receipt.state(path) for path in sorted(found) if "__pycache__" not in path.parts]
 
 
 def _finished(stage: str, config: Config, run_dir: RunDir) -> bool:

@@ -41,8 +41,10 @@ def load_tasks(config: Config) -> dict[str, Any]:
         raise RunError(f"The tasks {', '.join(conf.tasks)} can't be loaded: {type(error).__name__}: {said}.") from error
     for task in found["tasks"].values():
         if task.get_config("output_type") == "generate_until":
-            drawn = sampling(conf.gen_kwargs, conf.repeats, task.get_config("generation_kwargs") or {})
-            task.set_config("generation_kwargs", drawn, update=True)
+            given = sampling(conf.gen_kwargs, conf.repeats)
+            if given.get("do_sample") and not (task.get_config("generation_kwargs") or {}).get("temperature"):
+                given = {"temperature": 1.0} | given  # its own 0 draws nothing
+            task.set_config("generation_kwargs", given, update=True)
         own = task.get_config("num_fewshot")
         if own is None or (conf.num_fewshot is not None and own != 0):  # 0 in a task's file means never
             task.set_config("num_fewshot", conf.num_fewshot or 0)
@@ -56,11 +58,9 @@ def rows_of(tasks: dict[str, Any]) -> list[Path]:
     return sorted({file for config in configs for file in files_here(config)})
 
 
-def sampling(gen_kwargs: dict[str, Any], repeats: int, own: dict[str, Any]) -> dict[str, Any]:
-    """What is set in place of a task's `own`: several answers to one question can only be drawn."""
-    drawn = repeats > 1 or gen_kwargs.get("do_sample")
-    hot = {"temperature": 1.0} if drawn and (repeats > 1 or not own.get("temperature")) else {}
-    return ({"do_sample": True} if repeats > 1 else {}) | hot | gen_kwargs
+def sampling(gen_kwargs: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """What is set in place of a task's own: several answers to one question can only be drawn."""
+    return ({"do_sample": True, "temperature": 1.0} if repeats > 1 else {}) | gen_kwargs
 
 
 def generative(tasks: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def evaluate(name: str, lm: EvaluatedLM, tasks: dict[str, Any], config: Config) 
         "limit": conf.limit,
         "num_fewshot": conf.num_fewshot,
         "bootstrap_iters": BOOTSTRAPS,
-        "gen_kwargs": sampling(conf.gen_kwargs, conf.repeats, {}) or None,
+        "gen_kwargs": sampling(conf.gen_kwargs, conf.repeats) or None,
         "random_seed": conf.seed,
         "numpy_seed": conf.seed,
         "torch_seed": conf.seed,
